@@ -1,0 +1,338 @@
+//! Layout of every map and of the events: the contract between the program and the daemon.
+//!
+//! All integers are in host order unless a field says otherwise. Any change of a type here raises
+//! [`ABI_VERSION`]; the daemon compares it with the loaded object and refuses a mismatch.
+
+use crate::net::{Ipv4, MacAddr, Vlan};
+
+/// Version of the layouts in this module.
+pub const ABI_VERSION: u32 = 1;
+
+/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 24 + 72 + 16 bytes a
+/// CPU take 2 MiB on two CPUs, allocated once.
+pub const MAX_ADDRESSES: u32 = 16_384;
+/// Interfaces, bond members included, that can carry the program.
+pub const MAX_PORTS: u32 = 1_024;
+/// MACs of one network namespace.
+pub const MAX_OWN_MACS: u32 = 4_096;
+/// Claimants remembered at the same time. A flood adds at most 64 a minute for each address, so this is
+/// 1,024 flooded addresses before the least recent claimant is forgotten (and reported again, no more).
+pub const MAX_CLAIMANTS: u32 = 65_536;
+/// Bytes of the event ring: 4,096 events of 56 + 8 bytes, all that 64 flooded addresses may report at once.
+pub const RING_BYTES: u32 = 256 * 1024;
+
+/// Key of [`crate::names::ADDRESSES`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct AddressKey {
+    /// Index of the logical interface ([`Port::interface`]).
+    pub interface: u32,
+    /// Tags of the frame.
+    pub vlan: Vlan,
+    /// The address.
+    pub address: Ipv4,
+}
+const _: () = assert!(size_of::<AddressKey>() == 12);
+
+/// What user space says of an address; value of [`crate::names::SLOTS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Slot {
+    /// A [`crate::state::StateWord`].
+    pub word: u64,
+    /// CLOCK_BOOTTIME in nanoseconds after which the address may not answer; 0 for no lease.
+    pub lease_until_ns: u64,
+    /// The address once more: the program trusts a slot only if this equals the frame's, so that a look-up
+    /// that raced with the slot's reuse answers nothing.
+    pub address: Ipv4,
+    /// Group of the address; 0 for none.
+    pub group: u32,
+}
+const _: () = assert!(size_of::<Slot>() == 24);
+
+/// What the program knows of an address; value of [`crate::names::RECORDS`].
+///
+/// `claims`, `probes` and `echoes` are exact (atomic). The windows are kept without locks: CPUs that race over
+/// the same address may report a few more than the bound, at most one per CPU and window.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Record {
+    /// MAC of the latest claim, 0 if there was none: the owner, unless we are.
+    pub owner: MacAddr,
+    /// CLOCK_BOOTTIME in nanoseconds of the latest claim.
+    pub owner_seen_ns: u64,
+    /// Claims.
+    pub claims: u64,
+    /// Broadcast probes by others.
+    pub probes: u64,
+    /// Frames from the address with an own MAC.
+    pub echoes: u64,
+    /// Claims and probes of the current flood that are neither reported one by one nor folded.
+    pub flooded: u64,
+    /// Number of the current minute of CLOCK_BOOTTIME.
+    pub minute: u32,
+    /// Claimants reported in it.
+    pub claimants: u32,
+    /// Number of the current second of CLOCK_BOOTTIME.
+    pub second: u32,
+    /// Repeats reported in it.
+    pub repeats: u32,
+    /// Number of the second in which a flood was reported last.
+    pub flood_second: u32,
+    /// Generation of the state word that the program itself has given up, plus 256; 0 for none.
+    pub fallen: u32,
+}
+const _: () = assert!(size_of::<Record>() == 72);
+
+/// Per-CPU counters of an address; value of [`crate::names::ADDRESS_COUNTERS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct AddressCounters {
+    /// Requests answered by the program.
+    pub answered: u64,
+    /// Requests dropped by the shield.
+    pub shielded: u64,
+}
+const _: () = assert!(size_of::<AddressCounters>() == 16);
+
+/// Key of [`crate::names::CLAIMANTS`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(C)]
+pub struct ClaimantKey {
+    /// Sender hardware address (bits 0–47) and the [`EventKind`] (bits 48–55).
+    pub mac_and_kind: u64,
+    /// Slot number.
+    pub slot: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<ClaimantKey>() == 16);
+
+impl ClaimantKey {
+    /// The key of these parts.
+    #[inline(always)]
+    pub const fn new(slot: u32, mac: MacAddr, kind: EventKind) -> Self {
+        Self { mac_and_kind: mac.bits() | (kind as u64) << 48, slot, pad: 0 }
+    }
+}
+
+/// A claimant of an address; value of [`crate::names::CLAIMANTS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Claimant {
+    /// Frames since the last report.
+    pub unreported: u64,
+    /// Number of the minute of CLOCK_BOOTTIME in which it was reported one by one.
+    pub minute: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Claimant>() == 16);
+
+/// An interface that carries the program; value of [`crate::names::PORTS`], key: its index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Port {
+    /// Its current MAC.
+    pub mac: MacAddr,
+    /// Index of the logical interface, the one in [`AddressKey`]: the bond for a bond member, else itself.
+    pub interface: u32,
+    /// [`Port::ACCEPT`].
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Port>() == 16);
+
+impl Port {
+    /// Flag: frames of this port are acted on. Clear on an inactive bond member.
+    pub const ACCEPT: u32 = 1;
+}
+
+/// What an [`Event`] reports. The numbers are part of the layout.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum EventKind {
+    /// A claim.
+    Claim = 1,
+    /// Another host's probe.
+    Probe = 2,
+    /// A frame from the address with an own MAC.
+    Echo = 3,
+    /// Claims or probes by more hosts than are reported one by one; `count` says how many frames.
+    Flood = 4,
+}
+
+impl EventKind {
+    /// The kind with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Claim),
+            2 => Some(Self::Probe),
+            3 => Some(Self::Echo),
+            4 => Some(Self::Flood),
+            _ => None,
+        }
+    }
+}
+
+/// An item of [`crate::names::EVENTS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Event {
+    /// CLOCK_BOOTTIME of the frame in nanoseconds.
+    pub kernel_time_ns: u64,
+    /// Frames that this event stands for: this one and those of the same claimant folded since its last event.
+    pub count: u64,
+    /// Slot number.
+    pub slot: u32,
+    /// Index of the logical interface.
+    pub interface: u32,
+    /// Tags of the frame.
+    pub vlan: Vlan,
+    /// The managed address.
+    pub address: Ipv4,
+    /// Sender hardware address, as on the wire.
+    pub claimant: [u8; 6],
+    /// Ethernet source, as on the wire.
+    pub ethernet_source: [u8; 6],
+    /// An [`EventKind`]; readers reject values they do not know.
+    pub kind: u8,
+    /// A [`crate::wire::arp::Form`].
+    pub form: u8,
+    /// 1 request, 2 reply.
+    pub operation: u8,
+    /// [`Event::REPEAT`], [`Event::OWNER_CHANGED`], [`Event::SIBLING`].
+    pub flags: u8,
+    /// The [`crate::state::StateWord`]'s generation when the frame came.
+    pub generation: u8,
+    /// The number of the state when the frame came.
+    pub state: u8,
+    /// Always 0.
+    pub pad: [u8; 2],
+}
+const _: () = assert!(size_of::<Event>() == 56);
+
+impl Event {
+    /// Flag: the claimant was reported in this minute already; the event keeps the engine's timing exact.
+    pub const REPEAT: u8 = 1;
+    /// Flag: the latest claim before this one came from another MAC, or there was none.
+    pub const OWNER_CHANGED: u8 = 2;
+    /// Flag: the own MAC of the echo belongs to another port of this host.
+    pub const SIBLING: u8 = 4;
+
+    /// Decodes an item of the ring by copy. `None` for a wrong length or an unknown kind or form.
+    pub fn decode(item: &[u8]) -> Option<Self> {
+        let bytes: &[u8; size_of::<Self>()] = item.try_into().ok()?;
+        let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let u32_at = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let u16_at = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let event = Self {
+            kernel_time_ns: u64_at(0)?,
+            count: u64_at(8)?,
+            slot: u32_at(16)?,
+            interface: u32_at(20)?,
+            vlan: Vlan { outer: u16_at(24)?, inner: u16_at(26)? },
+            address: Ipv4::new(bytes.get(28..32)?.try_into().ok()?),
+            claimant: bytes.get(32..38)?.try_into().ok()?,
+            ethernet_source: bytes.get(38..44)?.try_into().ok()?,
+            kind: bytes[44],
+            form: bytes[45],
+            operation: bytes[46],
+            flags: bytes[47],
+            generation: bytes[48],
+            state: bytes[49],
+            pad: [0; 2],
+        };
+        EventKind::from_number(event.kind)?;
+        crate::wire::arp::Form::from_number(event.form)?;
+        Some(event)
+    }
+}
+const _: () = assert!(
+    core::mem::offset_of!(Event, vlan) == 24
+        && core::mem::offset_of!(Event, claimant) == 32
+        && core::mem::offset_of!(Event, kind) == 44
+        && core::mem::offset_of!(Event, pad) == 50
+);
+
+/// Index into [`crate::names::COUNTERS`]: first one per [`crate::verdict::Outcome`] (each ARP frame counts
+/// once), then what may happen beside it. The numbers are part of the layout.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum Counter {
+    /// Passed: the frame ends inside the ARP packet.
+    Truncated = 0,
+    /// Passed: not ARP for IPv4 on Ethernet.
+    BadHeader = 1,
+    /// Passed: sender MAC zero or group, or sender address multicast, broadcast or 127/8.
+    BadSender = 2,
+    /// Answered.
+    Answered = 3,
+    /// Dropped: a request for an address that is local but may not answer.
+    Shielded = 4,
+    /// Passed: a request with sender = target.
+    Gratuitous = 5,
+    /// Passed: a reply.
+    Reply = 6,
+    /// Passed: a request for one of our addresses, flooded to somebody else's MAC.
+    OtherDestination = 7,
+    /// Passed: a request for a managed address that may not answer and is not local, or is watched.
+    NotAnswering = 8,
+    /// Passed: a request for an address that is not managed.
+    Unmanaged = 9,
+    /// Passed: came in on a port that is not acted on.
+    InactivePort = 10,
+    /// Claims.
+    Claims = 11,
+    /// Broadcast probes by others for managed addresses.
+    Probes = 12,
+    /// Frames that come back with this port's MAC as sender: echo, loop or clone.
+    Echoes = 13,
+    /// Frames with the MAC of another port of this host as sender.
+    Siblings = 14,
+    /// Events that the ring had no room for.
+    EventsLost = 15,
+}
+
+impl Counter {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 16] = [
+        Self::Truncated,
+        Self::BadHeader,
+        Self::BadSender,
+        Self::Answered,
+        Self::Shielded,
+        Self::Gratuitous,
+        Self::Reply,
+        Self::OtherDestination,
+        Self::NotAnswering,
+        Self::Unmanaged,
+        Self::InactivePort,
+        Self::Claims,
+        Self::Probes,
+        Self::Echoes,
+        Self::Siblings,
+        Self::EventsLost,
+    ];
+
+    /// The name used in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Truncated => "truncated",
+            Self::BadHeader => "bad_header",
+            Self::BadSender => "bad_sender",
+            Self::Answered => "answered",
+            Self::Shielded => "shielded",
+            Self::Gratuitous => "gratuitous",
+            Self::Reply => "reply",
+            Self::OtherDestination => "other_destination",
+            Self::NotAnswering => "not_answering",
+            Self::Unmanaged => "unmanaged",
+            Self::InactivePort => "inactive_port",
+            Self::Claims => "claims",
+            Self::Probes => "probes",
+            Self::Echoes => "echoes",
+            Self::Siblings => "siblings",
+            Self::EventsLost => "events_lost",
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Names of the program and the maps in the BPF object, spelt once.
+
+/// The XDP program for kernels and modes with multi-buffer frames (native: Linux 5.18).
+pub const XDP_FRAGS: &str = "arpwarden_frags";
+/// The XDP program without multi-buffer support.
+pub const XDP: &str = "arpwarden";
+/// Hash: [`crate::abi::AddressKey`] → slot number.
+pub const ADDRESSES: &str = "ADDRESSES";
+/// Mmapable array: slot number → [`crate::abi::Slot`]. Only user space writes it.
+pub const SLOTS: &str = "SLOTS";
+/// Array: slot number → [`crate::abi::Record`]. Only the program writes it.
+pub const RECORDS: &str = "RECORDS";
+/// Per-CPU array: slot number → [`crate::abi::AddressCounters`]. Only the program writes it.
+pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
+/// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. Only the program writes it.
+pub const CLAIMANTS: &str = "CLAIMANTS";
+/// Hash: ingress interface index → [`crate::abi::Port`].
+pub const PORTS: &str = "PORTS";
+/// Hash: a MAC of this network namespace ([`crate::net::MacAddr`]) → 1.
+pub const OWN_MACS: &str = "OWN_MACS";
+/// Per-CPU array: [`crate::abi::Counter`] → frames.
+pub const COUNTERS: &str = "COUNTERS";
+/// Ring buffer of [`crate::abi::Event`].
+pub const EVENTS: &str = "EVENTS";
+/// Read-only global with [`crate::abi::ABI_VERSION`], which the loader compares.
+pub const ABI_VERSION: &str = "ABI_VERSION";

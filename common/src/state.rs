@@ -1,0 +1,184 @@
+//! The states of an address and the one word that carries them to the program.
+
+use crate::net::MacAddr;
+
+/// The state of a managed address. The numbers are part of the map layout.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// Somebody else's, as far as we are concerned; its owner is recorded.
+    Watched = 1,
+    /// Being probed for before it is claimed (RFC 5227 §2.1.1).
+    Probing = 2,
+    /// Ours; the plan of announcements is under way (RFC 5227 §2.3).
+    Announcing = 3,
+    /// Ours; announced.
+    Online = 4,
+    /// Ours; challenged beyond the defence budget: answered, not defended.
+    Contested = 5,
+    /// Being given up: silent already, not yet off the interface.
+    Yielding = 6,
+    /// Silent for a while: link down or lease past.
+    Suspended = 7,
+    /// A claim found another owner; nothing is registered.
+    Refused = 8,
+    /// It was ours and went to another owner.
+    Lost = 9,
+}
+
+impl State {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Watched,
+        Self::Probing,
+        Self::Announcing,
+        Self::Online,
+        Self::Contested,
+        Self::Yielding,
+        Self::Suspended,
+        Self::Refused,
+        Self::Lost,
+    ];
+
+    /// The state with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Watched),
+            2 => Some(Self::Probing),
+            3 => Some(Self::Announcing),
+            4 => Some(Self::Online),
+            5 => Some(Self::Contested),
+            6 => Some(Self::Yielding),
+            7 => Some(Self::Suspended),
+            8 => Some(Self::Refused),
+            9 => Some(Self::Lost),
+            _ => None,
+        }
+    }
+
+    /// The name used in events, `status` and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Watched => "watched",
+            Self::Probing => "probing",
+            Self::Announcing => "announcing",
+            Self::Online => "online",
+            Self::Contested => "contested",
+            Self::Yielding => "yielding",
+            Self::Suspended => "suspended",
+            Self::Refused => "refused",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether this host may answer for the address, its lease (if any) standing.
+    pub const fn may_answer(self) -> bool {
+        matches!(self, Self::Announcing | Self::Online | Self::Contested)
+    }
+}
+
+/// MAC (bits 0–47), state (48–51), flags (52–55) and generation (56–63) of an address in one aligned word, so
+/// that a new MAC and a new state become visible in one store. Only user space writes it.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct StateWord(u64);
+
+impl StateWord {
+    /// No address in the slot.
+    pub const VACANT: Self = Self(0);
+    /// Flag: the address is configured in this network namespace, so its kernel would answer for it.
+    pub const LOCAL: u8 = 1;
+
+    /// A word of these parts; `flags` must fit four bits, higher bits are dropped.
+    pub const fn new(mac: MacAddr, state: State, flags: u8, generation: u8) -> Self {
+        Self(mac.bits() | (state as u64) << 48 | ((flags & 0xf) as u64) << 52 | (generation as u64) << 56)
+    }
+
+    /// As it stands in the map.
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// As it stands in the map.
+    #[inline(always)]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The MAC that this host answers with.
+    #[inline(always)]
+    pub const fn mac(self) -> MacAddr {
+        MacAddr::from_bits(self.0)
+    }
+
+    /// The number of the state; 0 for a vacant slot.
+    #[inline(always)]
+    pub const fn state_number(self) -> u8 {
+        ((self.0 >> 48) & 0xf) as u8
+    }
+
+    /// The state; `None` for a vacant slot or a number that is none.
+    pub const fn state(self) -> Option<State> {
+        State::from_number(self.state_number())
+    }
+
+    /// Whether the state's number is that of `state`: one compare, where [`StateWord::state`] is a jump table.
+    #[inline(always)]
+    pub const fn is(self, state: State) -> bool {
+        self.state_number() == state as u8
+    }
+
+    /// [`State::may_answer`] of the state, without a jump table: the three have adjacent numbers.
+    #[inline(always)]
+    pub const fn may_answer(self) -> bool {
+        self.state_number().wrapping_sub(State::Announcing as u8)
+            <= State::Contested as u8 - State::Announcing as u8
+    }
+
+    /// [`StateWord::LOCAL`] is set.
+    #[inline(always)]
+    pub const fn is_local(self) -> bool {
+        self.0 & (Self::LOCAL as u64) << 52 != 0
+    }
+
+    /// The generation, which every claim of the address raises.
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+}
+
+impl core::fmt::Debug for StateWord {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("StateWord")
+            .field("mac", &self.mac())
+            .field("state", &self.state())
+            .field("local", &self.is_local())
+            .field("generation", &self.generation())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_gives_back_each_of_its_parts() {
+        let mac = MacAddr::new([2, 0x11, 0x22, 0x33, 0x44, 0xff]);
+        for state in State::ALL {
+            for flags in [0, StateWord::LOCAL] {
+                let word = StateWord::new(mac, state, flags, 0xa5);
+                assert_eq!(word.mac(), mac);
+                assert_eq!(word.state(), Some(state));
+                assert!(word.is(state));
+                assert_eq!(word.is_local(), flags != 0);
+                assert_eq!(word.generation(), 0xa5);
+                assert_eq!(word.may_answer(), state.may_answer());
+                assert_eq!(State::from_number(state as u8), Some(state));
+            }
+        }
+        assert!(!StateWord::VACANT.may_answer());
+        assert_eq!(StateWord::VACANT.state(), None);
+    }
+}

@@ -1,0 +1,338 @@
+//! ARP for IPv4 on Ethernet (RFC 826): reading a frame, writing one, turning a request into its reply.
+
+use super::{
+    Bytes, Wire,
+    ethernet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthernetHeader, VlanTag},
+};
+use crate::net::{Ipv4, MacAddr, SERVICE_TAG, Vlan};
+
+/// ares_op$REQUEST (RFC 826).
+pub const REQUEST: u16 = 1;
+/// ares_op$REPLY (RFC 826).
+pub const REPLY: u16 = 2;
+/// ares_hrd$Ethernet (RFC 826).
+pub const HARDWARE_ETHERNET: u16 = 1;
+/// IEEE 802 networks (RFC 1042), which Linux takes for Ethernet too (`arp_process`).
+pub const HARDWARE_IEEE802: u16 = 6;
+/// The shortest Ethernet frame without its check sequence, in bytes (IEEE 802.3 §3.2.7).
+pub const MIN_FRAME: usize = 60;
+
+/// The 28 bytes of an ARP packet for IPv4 on Ethernet, as on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ArpPacket {
+    hardware_type: [u8; 2],
+    protocol_type: [u8; 2],
+    hardware_len: u8,
+    protocol_len: u8,
+    operation: [u8; 2],
+    sender_mac: [u8; 6],
+    sender_ip: [u8; 4],
+    target_mac: [u8; 6],
+    target_ip: [u8; 4],
+}
+
+const _: () = assert!(size_of::<ArpPacket>() == ArpPacket::LEN && align_of::<ArpPacket>() == 1);
+
+impl ArpPacket {
+    /// Length in bytes.
+    pub const LEN: usize = 28;
+
+    /// A well-formed packet.
+    pub const fn new(
+        operation: u16,
+        sender_mac: MacAddr,
+        sender_ip: Ipv4,
+        target_mac: MacAddr,
+        target_ip: Ipv4,
+    ) -> Self {
+        Self {
+            hardware_type: HARDWARE_ETHERNET.to_be_bytes(),
+            protocol_type: ETHERTYPE_IPV4.to_be_bytes(),
+            hardware_len: 6,
+            protocol_len: 4,
+            operation: operation.to_be_bytes(),
+            sender_mac: sender_mac.octets(),
+            sender_ip: sender_ip.octets(),
+            target_mac: target_mac.octets(),
+            target_ip: target_ip.octets(),
+        }
+    }
+
+    /// Ethernet or IEEE 802, IPv4, lengths 6 and 4, request or reply: what a Linux host would act on.
+    #[inline(always)]
+    const fn is_well_formed(&self) -> bool {
+        let hardware = u16::from_be_bytes(self.hardware_type);
+        let operation = u16::from_be_bytes(self.operation);
+        (hardware == HARDWARE_ETHERNET || hardware == HARDWARE_IEEE802)
+            && u16::from_be_bytes(self.protocol_type) == ETHERTYPE_IPV4
+            && self.hardware_len == 6
+            && self.protocol_len == 4
+            && (operation == REQUEST || operation == REPLY)
+    }
+
+    /// Turns a request into the reply that says `mac` has the address asked for (RFC 826, "packet reception").
+    /// The asker's hardware type is kept. The reply to a probe has target address 0.0.0.0.
+    #[inline(always)]
+    const fn turn_around(&mut self, mac: MacAddr, asker_mac: MacAddr, asker_ip: Ipv4, asked: Ipv4) {
+        self.operation = REPLY.to_be_bytes();
+        self.sender_mac = mac.octets();
+        self.sender_ip = asked.octets();
+        self.target_mac = asker_mac.octets();
+        self.target_ip = asker_ip.octets();
+    }
+}
+
+/// What an ARP frame is for, from its operation and addresses alone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum Form {
+    /// Broadcast request with sender 0.0.0.0 (RFC 5227 §1.1); a unicast one is a poll, which counts as this form too.
+    Probe = 1,
+    /// Sender = target address: gratuitous, request or reply.
+    Announcement = 2,
+    /// Any other request.
+    Request = 3,
+    /// Any other reply.
+    Reply = 4,
+}
+
+impl Form {
+    /// The form with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::Probe),
+            2 => Some(Self::Announcement),
+            3 => Some(Self::Request),
+            4 => Some(Self::Reply),
+            _ => None,
+        }
+    }
+
+    /// The name used in events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Announcement => "announcement",
+            Self::Request => "request",
+            Self::Reply => "reply",
+        }
+    }
+}
+
+/// The fields of an ARP frame, read once, as integers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frame {
+    /// Ethernet destination.
+    pub destination: MacAddr,
+    /// Ethernet source.
+    pub source: MacAddr,
+    /// Tags that name a VLAN.
+    pub vlan: Vlan,
+    /// Where the ARP packet begins, in bytes from the start of the frame: 14, 18 or 22.
+    pub arp_at: usize,
+    /// [`REQUEST`] or [`REPLY`].
+    pub operation: u16,
+    /// Sender hardware address.
+    pub sender_mac: MacAddr,
+    /// Sender protocol address.
+    pub sender_ip: Ipv4,
+    /// Target protocol address.
+    pub target_ip: Ipv4,
+}
+
+/// What a frame is, as far as its bytes say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Parsed {
+    /// Not ARP behind at most two tags.
+    NotArp,
+    /// The frame ends inside the ARP packet.
+    Truncated,
+    /// Hardware or protocol type, lengths or operation are not those of IPv4 on Ethernet.
+    BadHeader,
+    /// ARP for IPv4 on Ethernet. Its addresses may still be nonsense.
+    Arp(Frame),
+}
+
+/// Adds a tag to those seen; VID 0 names no VLAN (IEEE 802.1Q §6.9).
+#[inline(always)]
+const fn with_tag(vlan: Vlan, id: u16, ethertype: u16) -> Vlan {
+    if id == 0 {
+        return vlan;
+    }
+    let half = if ethertype == ETHERTYPE_QINQ { id | SERVICE_TAG } else { id };
+    if vlan.outer == 0 { Vlan { outer: half, inner: 0 } } else { Vlan { outer: vlan.outer, inner: half } }
+}
+
+#[inline(always)]
+const fn is_tag(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
+}
+
+/// Reads a frame. A frame that is not ARP costs two compares.
+#[inline(always)]
+pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Parsed {
+    let Some(ethernet) = bytes.view::<EthernetHeader>(0) else { return Parsed::NotArp };
+    let ethertype = ethernet.ethertype();
+    if ethertype == ETHERTYPE_ARP {
+        return parse_arp(bytes, ethernet, Vlan::UNTAGGED, EthernetHeader::LEN);
+    }
+    if !is_tag(ethertype) {
+        return Parsed::NotArp;
+    }
+    let at = EthernetHeader::LEN;
+    let Some(tag) = bytes.view::<VlanTag>(at) else { return Parsed::NotArp };
+    let vlan = with_tag(Vlan::UNTAGGED, tag.id(), ethertype);
+    let (at, ethertype) = (at + VlanTag::LEN, tag.ethertype());
+    if ethertype == ETHERTYPE_ARP {
+        return parse_arp(bytes, ethernet, vlan, at);
+    }
+    if !is_tag(ethertype) {
+        return Parsed::NotArp;
+    }
+    let Some(tag) = bytes.view::<VlanTag>(at) else { return Parsed::NotArp };
+    let vlan = with_tag(vlan, tag.id(), ethertype);
+    if tag.ethertype() == ETHERTYPE_ARP {
+        return parse_arp(bytes, ethernet, vlan, at + VlanTag::LEN);
+    }
+    Parsed::NotArp
+}
+
+#[inline(always)]
+fn parse_arp<B: Bytes + ?Sized>(bytes: &B, ethernet: &EthernetHeader, vlan: Vlan, arp_at: usize) -> Parsed {
+    let Some(arp) = bytes.view::<ArpPacket>(arp_at) else { return Parsed::Truncated };
+    if !arp.is_well_formed() {
+        return Parsed::BadHeader;
+    }
+    Parsed::Arp(Frame {
+        destination: ethernet.destination(),
+        source: ethernet.source(),
+        vlan,
+        arp_at,
+        operation: u16::from_be_bytes(arp.operation),
+        sender_mac: MacAddr::new(arp.sender_mac),
+        sender_ip: Ipv4::new(arp.sender_ip),
+        target_ip: Ipv4::new(arp.target_ip),
+    })
+}
+
+impl Frame {
+    /// What the frame is for.
+    #[inline(always)]
+    pub fn form(&self) -> Form {
+        if self.sender_ip == self.target_ip {
+            Form::Announcement
+        } else if self.operation == REPLY {
+            Form::Reply
+        } else if self.sender_ip.is_unspecified() {
+            Form::Probe
+        } else {
+            Form::Request
+        }
+    }
+}
+
+/// Rewrites the headers of the request `frame` into the reply of `mac`: to the frame's Ethernet source, and
+/// inside to the ARP sender. Tags and padding are not touched.
+#[inline(always)]
+pub fn reply(ethernet: &mut EthernetHeader, arp: &mut ArpPacket, frame: &Frame, mac: MacAddr) {
+    ethernet.readdress(frame.source, mac);
+    arp.turn_around(mac, frame.sender_mac, frame.sender_ip, frame.target_ip);
+}
+
+/// An ARP frame to be sent. [`Outgoing::emit`] writes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outgoing {
+    /// Ethernet destination.
+    pub destination: MacAddr,
+    /// Ethernet source.
+    pub source: MacAddr,
+    /// Tags that name a VLAN.
+    pub vlan: Vlan,
+    /// [`REQUEST`] or [`REPLY`].
+    pub operation: u16,
+    /// Sender hardware address.
+    pub sender_mac: MacAddr,
+    /// Sender protocol address.
+    pub sender_ip: Ipv4,
+    /// Target hardware address.
+    pub target_mac: MacAddr,
+    /// Target protocol address.
+    pub target_ip: Ipv4,
+}
+
+impl Outgoing {
+    /// The longest frame that [`Outgoing::emit`] writes, in bytes: the shortest Ethernet frame and two tags.
+    pub const MAX_LEN: usize = MIN_FRAME + 2 * VlanTag::LEN;
+
+    /// A probe for `address` (RFC 5227 §1.1): broadcast, sender 0.0.0.0, target MAC zero.
+    pub const fn probe(mac: MacAddr, vlan: Vlan, address: Ipv4) -> Self {
+        Self {
+            destination: MacAddr::BROADCAST,
+            source: mac,
+            vlan,
+            operation: REQUEST,
+            sender_mac: mac,
+            sender_ip: Ipv4::UNSPECIFIED,
+            target_mac: MacAddr::ZERO,
+            target_ip: address,
+        }
+    }
+
+    /// An announcement in request form (RFC 5227 §2.3) that `owner` has `address`, put on the wire by `source`;
+    /// the two differ when a roll-back repairs what it has done.
+    pub const fn announcement(source: MacAddr, owner: MacAddr, vlan: Vlan, address: Ipv4) -> Self {
+        Self {
+            destination: MacAddr::BROADCAST,
+            source,
+            vlan,
+            operation: REQUEST,
+            sender_mac: owner,
+            sender_ip: address,
+            target_mac: MacAddr::ZERO,
+            target_ip: address,
+        }
+    }
+
+    /// An announcement in reply form. The target MAC repeats the sender's, or Linux does not take the frame for
+    /// gratuitous (`arp_is_garp`).
+    pub const fn announcement_reply(mac: MacAddr, vlan: Vlan, address: Ipv4) -> Self {
+        Self {
+            destination: MacAddr::BROADCAST,
+            source: mac,
+            vlan,
+            operation: REPLY,
+            sender_mac: mac,
+            sender_ip: address,
+            target_mac: mac,
+            target_ip: address,
+        }
+    }
+
+    /// Writes the frame to the start of `buffer`, zero padded to the shortest Ethernet frame (tags come on top,
+    /// as other senders do it), and returns its length in bytes.
+    pub fn emit(&self, buffer: &mut [u8; Self::MAX_LEN]) -> usize {
+        *buffer = [0; Self::MAX_LEN];
+        let halves = [self.vlan.outer, self.vlan.inner];
+        let tags = halves.iter().filter(|half| **half != 0).count();
+        let tag_type = |half: u16| if half & SERVICE_TAG != 0 { ETHERTYPE_QINQ } else { ETHERTYPE_VLAN };
+        let type_of = |n: usize| if n < tags { tag_type(halves[n]) } else { ETHERTYPE_ARP };
+
+        put(buffer, 0, EthernetHeader::new(self.destination, self.source, type_of(0)));
+        let mut at = EthernetHeader::LEN;
+        for n in 0..tags {
+            put(buffer, at, VlanTag::new(halves[n], type_of(n + 1)));
+            at += VlanTag::LEN;
+        }
+        let arp =
+            ArpPacket::new(self.operation, self.sender_mac, self.sender_ip, self.target_mac, self.target_ip);
+        put(buffer, at, arp);
+        MIN_FRAME + tags * VlanTag::LEN
+    }
+}
+
+fn put<T: Wire>(buffer: &mut [u8], at: usize, value: T) {
+    if let Some(place) = super::view_mut::<T>(buffer, at) {
+        *place = value;
+    }
+}
