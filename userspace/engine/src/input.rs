@@ -1,0 +1,272 @@
+//! What the engine is told.
+
+use core::time::Duration;
+
+use arpwarden_common::{
+    abi::AddressKey,
+    net::MacAddr,
+    wire::arp::{Form, Outgoing},
+};
+
+use crate::action::Purpose;
+
+/// A point of CLOCK_BOOTTIME in nanoseconds; the kernel's stamps compare with it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct MonoTime(pub u64);
+
+impl MonoTime {
+    /// `self` + `wait`; stays at the end of time if the sum is beyond it.
+    pub const fn after(self, wait: Duration) -> Self {
+        let ns = wait.as_nanos();
+        Self(if ns > u64::MAX as u128 { u64::MAX } else { self.0.saturating_add(ns as u64) })
+    }
+
+    /// The time from `earlier` to `self`, zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where the engine's random waits come from.
+pub trait Dice {
+    /// A number in `0..bound`, uniformly; 0 if `bound` is 0.
+    fn below(&mut self, bound: u64) -> u64;
+}
+
+/// Names a command, so that its answer finds the way back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RequestId(pub u64);
+
+/// What probing waits for (RFC 5227 §1.1, or shorter where the link allows it: §2.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Profile {
+    /// PROBE_WAIT 0–20 ms, 3 probes 40–60 ms apart, ANNOUNCE_WAIT 60 ms; retries after 0.25–2 s; the full plan.
+    #[default]
+    Fast,
+    /// The constants of RFC 5227 §1.1; retries after 2–20 s; two announcements 2 s apart, no reply form.
+    Rfc5227,
+}
+
+/// How an address is claimed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// Probes, silence, and only then register and announce (RFC 5227 §2.1).
+    Probe,
+    /// One probe, wait `check`, register, announce; zero: register and announce, the probe right behind.
+    Immediate {
+        /// 0 to 10 s, default 20 ms.
+        check: Duration,
+    },
+}
+
+/// What is done about a conflict (RFC 5227 §2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Defend {
+    /// (a): give the address up at once.
+    Yield,
+    /// (b): defend; a second conflict within DEFEND_INTERVAL loses it.
+    Once,
+    /// (c): keep it, defend at most once in DEFEND_INTERVAL.
+    #[default]
+    Hold,
+}
+
+/// How `online` is to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OnlineSpec {
+    /// 1..=32.
+    pub prefix_length: u8,
+    /// How to claim.
+    pub claim: Claim,
+    /// How long to probe.
+    pub profile: Profile,
+    /// What to do about conflicts.
+    pub defend: Defend,
+    /// Retry after a conflict for so long; zero: not at all. Never part of the comparison with a managed address.
+    pub wait: Duration,
+    /// The address is on the interface already: take it over as it is, probe unshielded.
+    pub adopt: bool,
+}
+
+/// A host that claimed or probed for an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claimant {
+    /// ARP sender hardware address.
+    pub mac: MacAddr,
+    /// Ethernet source; differs from `mac` behind proxies and with forged frames.
+    pub ethernet_source: MacAddr,
+}
+
+/// What the datapath saw.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SightingKind {
+    /// A claim.
+    Claim,
+    /// Another host's broadcast probe.
+    Probe,
+    /// An own frame come back, or another port's.
+    Echo {
+        /// It has another port's MAC.
+        sibling: bool,
+    },
+    /// More claimants than are reported one by one.
+    Flood,
+}
+
+/// A report of the datapath.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sighting {
+    /// What it was.
+    pub kind: SightingKind,
+    /// Who it was; of a flood, the latest one.
+    pub claimant: Claimant,
+    /// What the frame was for.
+    pub form: Form,
+    /// 1 request, 2 reply (RFC 826).
+    pub operation: u16,
+    /// Frames that this stands for.
+    pub count: u64,
+    /// The claimant was reported in this minute already: policies look at it, no event comes of it.
+    pub repeat: bool,
+    /// The latest claim before this one came from another MAC.
+    pub owner_changed: bool,
+    /// When the frame came in.
+    pub at: MonoTime,
+}
+
+/// An interface, as far as the engine needs it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// How fast announcements may leave.
+    pub pace: Pace,
+    /// Defences allowed in a window of time; `None`: as many as the interval allows.
+    pub moves: Option<MoveBudget>,
+}
+
+/// How fast announcements may leave an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pace {
+    /// 10,000 frames a second, bursts of 500.
+    #[default]
+    Plain,
+    /// 10 frames a second, below the 15 at which inspecting switches shut a port.
+    Inspected,
+}
+
+/// Defences of an address allowed in any window of this length.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MoveBudget {
+    /// At least 1.
+    pub moves: u32,
+    /// More than zero.
+    pub window: Duration,
+}
+
+impl MoveBudget {
+    /// 4 in 180 s: EVPN fabrics freeze an address that moves 5 times in 180 s.
+    pub const EVPN: Self = Self { moves: 4, window: Duration::from_secs(180) };
+}
+
+/// What the engine is told. Commands are answered by [`crate::action::Action::Answer`] with their request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// An interface that addresses can be managed on, new or changed.
+    Interface {
+        /// Its index.
+        index: u32,
+        /// What is known of it.
+        interface: Interface,
+    },
+    /// Claim an address.
+    Online {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+        /// How.
+        spec: OnlineSpec,
+    },
+    /// Give an address up.
+    Offline {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+        /// Go on watching it.
+        watch: bool,
+    },
+    /// Watch an address.
+    Watch {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+    },
+    /// Watch it no more.
+    Unwatch {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+    },
+    /// Run the plan of announcements again.
+    Announce {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+    },
+    /// The caller of a command has gone away; the command itself goes on.
+    Forget {
+        /// Which command.
+        request: RequestId,
+    },
+    /// The datapath saw something about a managed address.
+    Seen {
+        /// Which address.
+        key: AddressKey,
+        /// What.
+        sighting: Sighting,
+    },
+    /// Outcome of [`crate::action::Action::Install`].
+    Installed {
+        /// Which address.
+        key: AddressKey,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// Outcome of [`crate::action::Action::Register`].
+    Registered {
+        /// Which address.
+        key: AddressKey,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// Outcome of [`crate::action::Action::Deregister`]; an address that was gone already is `Ok`.
+    Deregistered {
+        /// Which address.
+        key: AddressKey,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// Outcome of [`crate::action::Action::Send`]. A frame that failed does not count as sent.
+    Sent {
+        /// Which address.
+        key: AddressKey,
+        /// What the frame was for.
+        purpose: Purpose,
+        /// The frame.
+        frame: Outgoing,
+        /// Why not, in words.
+        result: Result<(), String>,
+    },
+    /// The netlink watch: the address is configured in this network namespace now, or no more.
+    Local {
+        /// Which address.
+        key: AddressKey,
+        /// Configured.
+        local: bool,
+    },
+}
