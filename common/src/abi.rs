@@ -8,8 +8,8 @@ use crate::net::{Ipv4, MacAddr, Vlan};
 /// Version of the layouts in this module.
 pub const ABI_VERSION: u32 = 1;
 
-/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 24 + 72 + 16 bytes a
-/// CPU take 2 MiB on two CPUs, allocated once.
+/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 24 + 88 + 16 bytes a
+/// CPU take 2.3 MiB on two CPUs, allocated once.
 pub const MAX_ADDRESSES: u32 = 16_384;
 /// Interfaces, bond members included, that can carry the program.
 pub const MAX_PORTS: u32 = 1_024;
@@ -52,37 +52,53 @@ const _: () = assert!(size_of::<Slot>() == 24);
 
 /// What the program knows of an address; value of [`crate::names::RECORDS`].
 ///
-/// `claims`, `probes` and `echoes` are exact (atomic). The windows are kept without locks: CPUs that race over
-/// the same address may report a few more than the bound, at most one per CPU and window.
+/// The five counts are exact (atomic) and never go down. The rest is kept without locks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Record {
     /// MAC of the latest claim, 0 if there was none: the owner, unless we are.
     pub owner: MacAddr,
-    /// CLOCK_BOOTTIME in nanoseconds of the latest claim.
+    /// CLOCK_BOOTTIME in nanoseconds of the latest claim, at most one jiffy early.
     pub owner_seen_ns: u64,
     /// Claims.
     pub claims: u64,
-    /// Broadcast probes by others.
+    /// Broadcast probes by others while the address was ours or probed for.
     pub probes: u64,
-    /// Frames from the address with an own MAC.
+    /// Frames from the address, or probes for it, with an own MAC.
     pub echoes: u64,
-    /// Claims and probes of the current flood that are neither reported one by one nor folded.
+    /// Claims and probes by hosts beyond those reported one by one.
     pub flooded: u64,
+    /// How many of `flooded` the events have told.
+    pub flood_told: u64,
+    /// What was reported lately.
+    pub windows: Windows,
+    /// Generation of the state word that the program itself has given up, plus 256; 0 for none.
+    pub fallen: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<Record>() == 88);
+
+/// What was reported of an address lately, for the bounds of [`crate::report`].
+///
+/// CPUs that race over the same address may each report one frame more than the bounds say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Windows {
     /// Number of the current minute of CLOCK_BOOTTIME.
     pub minute: u32,
     /// Claimants reported in it.
     pub claimants: u32,
     /// Number of the current second of CLOCK_BOOTTIME.
     pub second: u32,
-    /// Repeats reported in it.
-    pub repeats: u32,
+    /// Repeated claims reported in it.
+    pub claim_repeats: u32,
+    /// Repeated probes and echoes reported in it.
+    pub other_repeats: u32,
     /// Number of the second in which a flood was reported last.
     pub flood_second: u32,
-    /// Generation of the state word that the program itself has given up, plus 256; 0 for none.
-    pub fallen: u32,
 }
-const _: () = assert!(size_of::<Record>() == 72);
+const _: () = assert!(size_of::<Windows>() == 24);
 
 /// Per-CPU counters of an address; value of [`crate::names::ADDRESS_COUNTERS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -120,14 +136,16 @@ impl ClaimantKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Claimant {
-    /// Frames since the last report.
-    pub unreported: u64,
+    /// Its frames of that kind, exact (atomic).
+    pub frames: u64,
+    /// How many of them the events have told.
+    pub told: u64,
     /// Number of the minute of CLOCK_BOOTTIME in which it was reported one by one.
     pub minute: u32,
     /// Always 0.
     pub pad: u32,
 }
-const _: () = assert!(size_of::<Claimant>() == 16);
+const _: () = assert!(size_of::<Claimant>() == 24);
 
 /// An interface that carries the program; value of [`crate::names::PORTS`], key: its index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

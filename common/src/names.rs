@@ -4,7 +4,7 @@
 pub const XDP_FRAGS: &str = "arpwarden_frags";
 /// The XDP program without multi-buffer support.
 pub const XDP: &str = "arpwarden";
-/// Hash: [`crate::abi::AddressKey`] → slot number.
+/// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
 pub const ADDRESSES: &str = "ADDRESSES";
 /// Mmapable array: slot number → [`crate::abi::Slot`]. Only user space writes it.
 pub const SLOTS: &str = "SLOTS";
@@ -14,9 +14,9 @@ pub const RECORDS: &str = "RECORDS";
 pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
 /// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. Only the program writes it.
 pub const CLAIMANTS: &str = "CLAIMANTS";
-/// Hash: ingress interface index → [`crate::abi::Port`].
+/// Hash: ingress interface index (`u32`) → [`crate::abi::Port`].
 pub const PORTS: &str = "PORTS";
-/// Hash: a MAC of this network namespace ([`crate::net::MacAddr`]) → 1.
+/// Hash: a MAC of this network namespace, or one that is answered with ([`crate::net::MacAddr`]) → 1 (`u8`).
 pub const OWN_MACS: &str = "OWN_MACS";
 /// Per-CPU array: [`crate::abi::Counter`] → frames.
 pub const COUNTERS: &str = "COUNTERS";

@@ -102,11 +102,12 @@ impl Ipv4 {
         self.0 == 0
     }
 
-    /// What no host may send ARP from: multicast (224/4), 240/4 with the broadcast address, and 127/8.
+    /// What no host may send ARP from: multicast (224/4), broadcast (255.255.255.255) and 127/8. The rest of
+    /// 240/4 is reserved, but some networks number their hosts from it and Linux lets them.
     #[inline(always)]
     pub const fn is_nonsense_sender(self) -> bool {
         let first = self.octets()[0];
-        first >= 224 || first == 127
+        first & 0xf0 == 224 || first == 127 || self.0 == u32::MAX
     }
 }
 

@@ -141,17 +141,20 @@ pub fn verdict<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Verdict {
     let request = frame.operation == REQUEST;
 
     // What the sender fields say (RFC 826: the sender is looked at before the operation).
-    let sighting = if nonsense || frame.sender_ip.is_unspecified() {
+    let unspecified = frame.sender_ip.is_unspecified();
+    let claimed = if nonsense || unspecified { None } else { look_up(frame.sender_ip) };
+    let sighting = if nonsense || (unspecified && !request) {
         Sighting::None
     } else {
-        sender(frame, port, tables, look_up(frame.sender_ip))
+        sender(frame, port, tables, claimed)
     };
     if !request {
         return Verdict { outcome: if nonsense { Outcome::BadSender } else { Outcome::Reply }, sighting };
     }
 
     // What is asked for. An announcement asks for nothing, but Linux would answer one for a local address.
-    let Some(target) = look_up(frame.target_ip) else {
+    let target = if form == Form::Announcement && !nonsense { claimed } else { look_up(frame.target_ip) };
+    let Some(target) = target else {
         let outcome = if nonsense {
             Outcome::BadSender
         } else if form == Form::Announcement {
@@ -219,10 +222,13 @@ fn probe<T: Tables>(frame: &Frame, port: &Port, tables: &T, target: Entry, may_a
     if frame.sender_mac == port.mac || frame.sender_mac == target.word.mac() {
         return Sighting::Echo(Some(seen));
     }
+    if tables.is_own(frame.sender_mac) {
+        return Sighting::Sibling(Some(seen));
+    }
     // A unicast one is a poll, no probe (RFC 1122 §2.3.2.1). One whose two sources differ was not sent by a host
     // that probes for itself: broken proxies made hosts give up their addresses that way.
     if !contested || frame.destination != MacAddr::BROADCAST || frame.source != frame.sender_mac {
         return Sighting::None;
     }
-    if tables.is_own(frame.sender_mac) { Sighting::Sibling(Some(seen)) } else { Sighting::Probe(seen) }
+    Sighting::Probe(seen)
 }

@@ -1,1 +1,109 @@
-fn main() {}
+//! The XDP program: a thin shell around [`arpwarden_common::verdict`].
+//!
+//! `cfg_attr` keeps the crate readable for tools that check it on the host; only the BPF target runs it.
+#![no_std]
+#![no_main]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the BPF target has no stable atomics"))]
+
+mod events;
+mod maps;
+mod packet;
+mod reply;
+mod stats;
+
+use arpwarden_common::{
+    abi,
+    verdict::{Outcome, verdict},
+    wire::arp::{Parsed, parse},
+};
+use aya_ebpf::{
+    Global,
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
+    macros::xdp,
+    programs::XdpContext,
+};
+use aya_log_ebpf::{debug, trace};
+
+use packet::Packet;
+
+/// Read back by the loader: [`arpwarden_common::names::ABI_VERSION`].
+#[unsafe(no_mangle)]
+static ABI_VERSION: Global<u32> = Global::new(abi::ABI_VERSION);
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// [`arpwarden_common::names::XDP_FRAGS`].
+#[xdp(frags)]
+fn arpwarden_frags(ctx: XdpContext) -> u32 {
+    respond(&ctx)
+}
+
+/// [`arpwarden_common::names::XDP`].
+#[xdp]
+fn arpwarden(ctx: XdpContext) -> u32 {
+    respond(&ctx)
+}
+
+#[inline(always)]
+fn respond(ctx: &XdpContext) -> u32 {
+    match parse(&Packet(ctx)) {
+        Parsed::NotArp => XDP_PASS,
+        Parsed::Truncated => pass(Outcome::Truncated),
+        Parsed::BadHeader => pass(Outcome::BadHeader),
+        Parsed::Arp(frame) => {
+            let Some(port) = maps::port(ctx) else { return pass(Outcome::InactivePort) };
+            let verdict = verdict(&frame, &port, &maps::Maps);
+            events::report(ctx, &port, &frame, &verdict.sighting);
+            stats::count(verdict.outcome.counter());
+            match verdict.outcome {
+                Outcome::Answered { slot, mac } => {
+                    stats::answered(slot);
+                    trace!(
+                        ctx,
+                        target: "arpwarden",
+                        "answered address={:i} asker={:mac}",
+                        frame.target_ip.octets(),
+                        frame.sender_mac.octets()
+                    );
+                    reply::turn_around(ctx, &frame, mac).map_or(XDP_PASS, |()| XDP_TX)
+                }
+                Outcome::Shielded { slot } => {
+                    stats::shielded(slot);
+                    debug!(
+                        ctx,
+                        target: "arpwarden",
+                        "shielded address={:i} asker={:mac}",
+                        frame.target_ip.octets(),
+                        frame.sender_mac.octets()
+                    );
+                    XDP_DROP
+                }
+                Outcome::Truncated
+                | Outcome::BadHeader
+                | Outcome::BadSender
+                | Outcome::Gratuitous
+                | Outcome::Reply
+                | Outcome::OtherDestination
+                | Outcome::NotAnswering
+                | Outcome::Unmanaged
+                | Outcome::InactivePort => XDP_PASS,
+            }
+        }
+    }
+}
+
+/// Counts an outcome that was clear before the verdict.
+#[inline(always)]
+fn pass(outcome: Outcome) -> u32 {
+    stats::count(outcome.counter());
+    XDP_PASS
+}
+
+/// A panic that could be reached would be a loop without end, which the verifier refuses: it shows at load.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -1,0 +1,125 @@
+//! The maps and typed look-ups in them. The statics are named as in [`arpwarden_common::names`].
+
+use arpwarden_common::{
+    abi::{
+        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, MAX_ADDRESSES, MAX_CLAIMANTS,
+        MAX_OWN_MACS, MAX_PORTS, Port, RING_BYTES, Record, Slot,
+    },
+    net::MacAddr,
+    state::StateWord,
+    verdict::{Entry, Tables},
+};
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    programs::XdpContext,
+};
+
+#[map]
+static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
+#[map]
+static RECORDS: Array<Record> = Array::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+pub(crate) static ADDRESS_COUNTERS: PerCpuArray<AddressCounters> =
+    PerCpuArray::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+pub(crate) static CLAIMANTS: LruHashMap<ClaimantKey, Claimant> =
+    LruHashMap::with_max_entries(MAX_CLAIMANTS, 0);
+#[map]
+static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map]
+static OWN_MACS: HashMap<MacAddr, u8> = HashMap::with_max_entries(MAX_OWN_MACS, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+/// The clock of each CPU as of its current jiffy.
+#[map]
+static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
+
+/// The boot clock as it was read first in a jiffy.
+#[repr(C)]
+struct Tick {
+    jiffy: u64,
+    boot_ns: u64,
+}
+
+/// The port that a frame came in on.
+#[inline(always)]
+pub(crate) fn port(ctx: &XdpContext) -> Option<Port> {
+    // SAFETY: the context is the kernel's, valid for the whole run.
+    let index = unsafe { (*ctx.ctx).ingress_ifindex };
+    // SAFETY: user space replaces values and never writes into one; a value that is replaced meanwhile is read
+    // as it was or as another port's, which the frame's own fate alone depends on.
+    unsafe { PORTS.get(index) }.copied()
+}
+
+/// The record of the address in `slot`, shared by all CPUs.
+#[inline(always)]
+pub(crate) fn record(slot: u32) -> Option<*mut Record> {
+    RECORDS.get_ptr_mut(slot)
+}
+
+/// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old: reading the clock for each frame would cost more than
+/// all the rest, and jiffies alone stand still while the machine is suspended.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    let Some(tick) = CLOCK.get_ptr_mut(0) else { return boot_ns() };
+    // SAFETY: the helper only reads; `tick` is this CPU's own value.
+    unsafe {
+        let jiffy = bpf_jiffies64();
+        if (*tick).jiffy != jiffy {
+            (*tick).boot_ns = bpf_ktime_get_boot_ns();
+            (*tick).jiffy = jiffy;
+        }
+        (*tick).boot_ns
+    }
+}
+
+/// CLOCK_BOOTTIME in nanoseconds, now.
+#[inline(always)]
+pub(crate) fn boot_ns() -> u64 {
+    // SAFETY: the helper takes nothing and only reads.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
+
+/// The maps, as the verdict sees them.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn address(&self, key: &AddressKey) -> Option<Entry> {
+        // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
+        let slot = *unsafe { ADDRESSES.get(key) }?;
+        let place = SLOTS.get_ptr(slot)?;
+        // SAFETY: `place` is a valid aligned `Slot`. User space writes it meanwhile, so each field is read once,
+        // the word first and the address last: a slot that is reused is made vacant, gets its new address, then
+        // its lease, then its word, so a word and a lease that belong to another address are found out.
+        let (word, lease_until_ns, address) = unsafe {
+            (
+                (&raw const (*place).word).read_volatile(),
+                (&raw const (*place).lease_until_ns).read_volatile(),
+                (&raw const (*place).address).read_volatile(),
+            )
+        };
+        let word = StateWord::from_bits(word);
+        if address != key.address || word == StateWord::VACANT {
+            return None;
+        }
+        Some(Entry { slot, word, lease_until_ns })
+    }
+
+    #[inline(always)]
+    fn is_own(&self, mac: MacAddr) -> bool {
+        OWN_MACS.get_ptr(mac).is_some()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+}

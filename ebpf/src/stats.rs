@@ -1,0 +1,58 @@
+//! Counters: per CPU where each frame counts, atomic where a total must be exact across CPUs.
+
+use arpwarden_common::abi::{AddressCounters, Counter};
+
+use crate::maps::{ADDRESS_COUNTERS, COUNTERS};
+
+/// Counts one frame (or lost event).
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(place) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: the map's value is an aligned `u64`. It is this CPU's own, and a program that runs on a CPU
+        // is not interrupted there by another run of itself.
+        unsafe { *place += 1 }
+    }
+}
+
+/// Counts an answer for the address in `slot`.
+#[inline(always)]
+pub(crate) fn answered(slot: u32) {
+    if let Some(place) = ADDRESS_COUNTERS.get_ptr_mut(slot) {
+        // SAFETY: as in `count`; the value is an `AddressCounters`.
+        unsafe { (*place).answered += 1 }
+    }
+}
+
+/// Counts a drop by the shield for the address in `slot`.
+#[inline(always)]
+pub(crate) fn shielded(slot: u32) {
+    if let Some(place) = ADDRESS_COUNTERS.get_ptr_mut(slot) {
+        let place: *mut AddressCounters = place;
+        // SAFETY: as in `count`.
+        unsafe { (*place).shielded += 1 }
+    }
+}
+
+/// Adds 1 to `*place`, atomically.
+///
+/// # Safety
+/// `place` is aligned and points into a map value.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub(crate) unsafe fn add_one(place: *mut u64) {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's promise. The result is not used, so this is the form that every kernel has, not the
+    // one of Linux 5.12.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, 1) };
+}
+
+/// Adds 1 to `*place`, atomically.
+///
+/// # Safety
+/// `place` is aligned and points into a map value.
+#[cfg(not(target_arch = "bpf"))]
+pub(crate) unsafe fn add_one(place: *mut u64) {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: the caller's promise.
+    unsafe { AtomicU64::from_ptr(place) }.fetch_add(1, Ordering::Relaxed);
+}
