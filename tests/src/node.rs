@@ -1,0 +1,403 @@
+//! A node: a host with the daemon under test, and its command line.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    ms,
+    netns::{Host, unique},
+    tools::{output_with_input, signal},
+    wait_for,
+    wire::boot_ns,
+};
+
+/// How long a daemon may take to load, attach and listen. Loading takes some 50 ms on an idle machine; the
+/// bound is for two cores with eight tests on them.
+const START: Duration = Duration::from_secs(20);
+
+/// The program under test: beside the test executable's folder.
+///
+/// # Panics
+/// If it has not been built.
+pub fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let program = test.ancestors().nth(2).expect("target/PROFILE/deps/TEST").join("arpwarden");
+    assert!(program.exists(), "{} is missing: cargo build -p arpwarden", program.display());
+    program
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    /// Exit code; -1 if a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Done {
+    /// Itself, if the exit code is `code`.
+    ///
+    /// # Panics
+    /// Otherwise, with both outputs.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "exit code; the command said: {}{}", self.out, self.err);
+        self
+    }
+
+    /// Itself, if one of the outputs has `text`.
+    ///
+    /// # Panics
+    /// Otherwise, with both outputs.
+    #[track_caller]
+    pub fn naming(self, text: impl std::fmt::Display) -> Self {
+        let text = text.to_string();
+        assert!(
+            self.out.contains(&text) || self.err.contains(&text),
+            "{text:?} is missing in what the command said: {}{}",
+            self.out,
+            self.err
+        );
+        self
+    }
+}
+
+/// A host with the daemon.
+#[derive(Debug)]
+pub struct Node<'net> {
+    /// Where it runs.
+    pub host: &'net Host,
+    /// Its instance name.
+    pub instance: String,
+    daemon: Option<Child>,
+}
+
+impl<'net> Node<'net> {
+    /// Starts a daemon in native mode on `eth0` and waits until it listens.
+    pub fn start(host: &'net Host) -> Self {
+        Self::start_with(host, &["--iface", "eth0", "--attach", "native"])
+    }
+
+    /// Starts one with these arguments of `run` and waits until it listens.
+    pub fn start_with(host: &'net Host, arguments: &[&str]) -> Self {
+        let mut node = Self::new(host);
+        node.run(arguments);
+        node
+    }
+
+    /// A node whose daemon does not run yet.
+    pub fn new(host: &'net Host) -> Self {
+        sweep();
+        let instance = format!("awt-{}-{}", std::process::id(), unique());
+        Self { host, instance, daemon: None }
+    }
+
+    /// Starts the daemon and waits until it listens.
+    ///
+    /// # Panics
+    /// If it ends or does not listen in time, with its log.
+    pub fn run(&mut self, arguments: &[&str]) {
+        let socket = self.folder().join("control.sock");
+        // A socket of a killed daemon says nothing about the next one: the file must be a new one.
+        let before = inode(&socket);
+        self.spawn(arguments);
+        wait_for("the control socket", START, || {
+            let daemon = self.daemon.as_mut().expect("just started");
+            if let Some(status) = daemon.try_wait().expect("a child") {
+                panic!("the daemon ended with {status} before it listened; its log:\n{}", self.log());
+            }
+            inode(&socket).filter(|now| Some(*now) != before)
+        });
+    }
+
+    /// Starts the daemon and waits for nothing.
+    pub fn spawn(&mut self, arguments: &[&str]) {
+        let mut command = self.command(&["run"]);
+        command.args(arguments);
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
+        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe. The daemon must
+        // not outlive a test that is killed.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+                Ok(())
+            });
+        }
+        self.daemon = Some(command.spawn().expect("the daemon starts"));
+    }
+
+    /// A command of the program under test, in the host's namespace and with the node's instance name.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.host.ns.command(program());
+        command.args(["--instance", &self.instance]).args(arguments);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn cli(&self, arguments: &[&str]) -> Done {
+        self.cli_with_input(arguments, "")
+    }
+
+    /// [`Node::cli`] with text on standard input.
+    pub fn cli_with_input(&self, arguments: &[&str], input: &str) -> Done {
+        finish(&mut self.command(arguments), input)
+    }
+
+    /// `status --json`, parsed.
+    pub fn status(&self) -> Value {
+        let done = self.cli(&["status", "--json"]).expect(0);
+        serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{}: {error}", done.out))
+    }
+
+    /// What `status --json` says of an address.
+    pub fn address(&self, address: impl std::fmt::Display) -> Option<Value> {
+        let wanted = address.to_string();
+        let status = self.status();
+        let addresses = status["addresses"].as_array().expect("addresses in the status");
+        addresses.iter().find(|entry| entry["address"] == wanted.as_str()).cloned()
+    }
+
+    /// The state of an address; `None` if it is not managed.
+    pub fn state(&self, address: impl std::fmt::Display) -> Option<String> {
+        Some(self.address(address)?["state"].as_str().expect("a state").to_owned())
+    }
+
+    /// Waits until an address has a state.
+    ///
+    /// # Panics
+    /// After `within`, with the daemon's log.
+    pub fn wait_for_state(&self, address: impl std::fmt::Display, state: &str, within: Duration) {
+        let deadline = Instant::now() + within;
+        loop {
+            let now = self.state(&address);
+            if now.as_deref() == Some(state) {
+                return;
+            }
+            let log = self.log();
+            assert!(Instant::now() < deadline, "{address} is {now:?}, not {state}; the log:\n{log}");
+            std::thread::sleep(ms(10));
+        }
+    }
+
+    /// A counter of an address in `status --json`.
+    pub fn counter(&self, address: impl std::fmt::Display, name: &str) -> u64 {
+        let entry = self.address(&address).unwrap_or_else(|| panic!("{address} is not managed"));
+        entry["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name} in {entry}"))
+    }
+
+    /// Follows the events from now on; the recent past comes first.
+    pub fn events(&self) -> Events {
+        let mut command = self.command(&["events", "--follow", "--json"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        Events::of(command.spawn().expect("events start"))
+    }
+
+    /// Process number of the daemon.
+    ///
+    /// # Panics
+    /// If none runs.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().expect("a running daemon").id()
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, number: i32) {
+        signal(self.pid(), number);
+    }
+
+    /// Stops the daemon at once and waits until it stands still.
+    pub fn freeze(&self) {
+        self.signal(libc::SIGSTOP);
+        wait_for("the daemon to stand still", ms(2_000), || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a process");
+            status.lines().any(|line| line.starts_with("State:\tT")).then_some(())
+        });
+    }
+
+    /// Waits until the daemon ends, and returns its exit code; -1 if a signal ended it.
+    ///
+    /// # Panics
+    /// After `within`, with its log.
+    pub fn wait_for_end(&mut self, within: Duration) -> i32 {
+        let deadline = Instant::now() + within;
+        loop {
+            let daemon = self.daemon.as_mut().expect("a running daemon");
+            if let Some(status) = daemon.try_wait().expect("a child") {
+                self.daemon = None;
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end; its log:\n{}", self.log());
+            std::thread::sleep(ms(2));
+        }
+    }
+
+    /// Kills the daemon, which can do nothing about it.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.wait_for_end(ms(5_000));
+    }
+
+    /// The daemon's log so far, those of its earlier runs included.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// The runtime folder of the instance.
+    pub fn folder(&self) -> PathBuf {
+        PathBuf::from("/run/arpwarden").join(&self.instance)
+    }
+
+    fn log_file(&self) -> PathBuf {
+        std::env::temp_dir().join(format!("{}.log", self.instance))
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // It may have ended by itself; nothing is to be done about it either way.
+            drop(daemon.kill());
+            drop(daemon.wait());
+        }
+        if std::thread::panicking() {
+            eprintln!("log of {}:\n{}", self.instance, self.log());
+        }
+        // Whatever is not there needs no removal.
+        drop(fs::remove_file(self.log_file()));
+        drop(fs::remove_dir_all(self.folder()));
+    }
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command, input: &str) -> Done {
+    let output = output_with_input(command, input.as_bytes());
+    Done {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Events as they come.
+#[derive(Debug)]
+pub struct Events {
+    child: Child,
+    lines: Receiver<(u64, Value)>,
+}
+
+/// An event and when this process read it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub read_ns: u64,
+    /// The event.
+    pub json: Value,
+}
+
+impl Events {
+    fn of(mut child: Child) -> Self {
+        let (sender, lines) = channel();
+        let output: ChildStdout = child.stdout.take().expect("a pipe");
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines() {
+                let Ok(line) = line else { return };
+                let read_ns = boot_ns();
+                let json = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("an event that is no JSON: {line}: {error}"));
+                if sender.send((read_ns, json)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The first event that `wanted` likes; those before it are gone.
+    ///
+    /// # Panics
+    /// After `within`, with what came instead.
+    pub fn wait_for(&self, what: &str, within: Duration, wanted: impl FnMut(&Value) -> bool) -> Event {
+        self.collect_until(what, within, wanted).pop().expect("the event waited for is the last one")
+    }
+
+    /// All events up to and with the first one that `wanted` likes.
+    ///
+    /// # Panics
+    /// After `within`, with what came instead.
+    pub fn collect_until(
+        &self,
+        what: &str,
+        within: Duration,
+        mut wanted: impl FnMut(&Value) -> bool,
+    ) -> Vec<Event> {
+        let deadline = Instant::now() + within;
+        let mut seen: Vec<Event> = Vec::new();
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok((read_ns, json)) => {
+                    let found = wanted(&json);
+                    seen.push(Event { read_ns, json });
+                    if found {
+                        return seen;
+                    }
+                }
+                Err(reason @ (RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) => {
+                    let seen: Vec<String> = seen.iter().map(|event| event.json.to_string()).collect();
+                    panic!("waited {within:?} in vain for {what} ({reason}); seen: {}", seen.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// Waits until the address has entered a state.
+    pub fn wait_for_state(&self, address: impl std::fmt::Display, state: &str, within: Duration) -> Event {
+        let address = address.to_string();
+        self.wait_for(&format!("{address} {state}"), within, |event| {
+            event["event"] == "state" && event["address"] == address.as_str() && event["to"] == state
+        })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        // It ends by itself when the daemon does.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn inode(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Some(fs::symlink_metadata(path).ok()?.ino())
+}
+
+/// Removes the runtime folders that tests which were killed have left.
+fn sweep() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let Ok(folders) = fs::read_dir("/run/arpwarden") else { return };
+        for folder in folders.flatten() {
+            let name = folder.file_name().to_string_lossy().into_owned();
+            let owner =
+                name.strip_prefix("awt-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+            if owner.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
+                // Another test may have swept it at the same moment.
+                drop(fs::remove_dir_all(folder.path()));
+                drop(fs::remove_file(std::env::temp_dir().join(format!("{name}.log"))));
+            }
+        }
+    });
+}

@@ -1,0 +1,316 @@
+//! Tools that we did not write: iproute2, iputils, the other arping, tshark.
+
+use std::{
+    io::Write,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use arpwarden_common::net::MacAddr;
+use serde_json::Value;
+
+use crate::{netns::Host, netns::Netns, wait_for, wire::Captured};
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// If it fails, with what it said.
+pub fn run(mut command: Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    checked(&command, output)
+}
+
+/// [`run`] with text on standard input.
+pub fn run_with_input(mut command: Command, input: &str) -> String {
+    let output = output_with_input(&mut command, input.as_bytes());
+    checked(&command, output)
+}
+
+pub(crate) fn output_with_input(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut standard_input = child.stdin.take().expect("a pipe");
+    std::thread::scope(|scope| {
+        // On a thread, because the child may fill its output before it has read everything. A child that
+        // does not want to read is its own business.
+        scope.spawn(move || drop(standard_input.write_all(input)));
+        child.wait_with_output().unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
+fn checked(command: &Command, output: Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let wrote = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{command:?}: {}\n{said}{wrote}", output.status);
+    wrote.into_owned()
+}
+
+fn json(ns: &Netns, program: &str, arguments: &[&str]) -> Vec<Value> {
+    let mut command = ns.command(program);
+    command.arg("-json").args(arguments);
+    let text = run(command);
+    // `ip -json` writes nothing at all where there is nothing.
+    if text.trim().is_empty() {
+        return Vec::new();
+    }
+    let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    value.as_array().expect("an array").clone()
+}
+
+/// Addresses on `eth0` with their prefix length, in order.
+pub fn addresses(ns: &Netns) -> Vec<(Ipv4Addr, u64)> {
+    let links = json(ns, "ip", &["-4", "address", "show", "dev", "eth0"]);
+    let entries = links.iter().filter_map(|link| link["addr_info"].as_array()).flatten();
+    entries
+        .map(|entry| {
+            let address = entry["local"].as_str().expect("an address").parse().expect("IPv4");
+            (address, entry["prefixlen"].as_u64().expect("a prefix length"))
+        })
+        .collect()
+}
+
+/// Whether an address is on `eth0`.
+pub fn has_address(ns: &Netns, address: Ipv4Addr) -> bool {
+    addresses(ns).iter().any(|(present, _)| *present == address)
+}
+
+/// What a host's neighbour table says of an address: its MAC, if the entry has one.
+pub fn neighbour(ns: &Netns, address: Ipv4Addr) -> Option<MacAddr> {
+    let entries = json(ns, "ip", &["neighbour", "show", "to", &address.to_string(), "dev", "eth0"]);
+    Some(mac(entries.first()?["lladdr"].as_str()?))
+}
+
+/// The whole neighbour table: address, MAC.
+pub fn neighbours(ns: &Netns) -> Vec<(Ipv4Addr, Option<MacAddr>)> {
+    let entries = json(ns, "ip", &["neighbour", "show", "dev", "eth0"]);
+    let one = |entry: &Value| {
+        let address = entry["dst"].as_str().expect("an address").parse().expect("IPv4");
+        (address, entry["lladdr"].as_str().map(mac))
+    };
+    let mut all: Vec<_> = entries.iter().map(one).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Puts an entry into a host's neighbour table as if it had just been learnt.
+pub fn learn(ns: &Netns, address: Ipv4Addr, mac: MacAddr) {
+    ns.ip(&format!("neighbour replace {address} lladdr {mac} dev eth0 nud reachable"));
+}
+
+/// Waits until a host's neighbour table has this MAC for the address.
+///
+/// # Panics
+/// After `within`.
+pub fn wait_for_neighbour(ns: &Netns, address: Ipv4Addr, mac: MacAddr, within: Duration) {
+    let mut last = None;
+    let what = format!("{address} at {mac} in a neighbour table");
+    wait_for(&what, within, || {
+        last = neighbour(ns, address);
+        (last == Some(mac)).then_some(())
+    });
+}
+
+/// A MAC from text such as `02:aa:00:00:00:01`.
+///
+/// # Panics
+/// If it is none.
+pub fn mac(text: &str) -> MacAddr {
+    let bytes: Vec<u8> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hexadecimal")).collect();
+    MacAddr::new(bytes.try_into().expect("six bytes"))
+}
+
+/// How often a tool of somebody else asks and how it ends.
+#[derive(Debug)]
+pub struct Ended {
+    /// Exit code.
+    pub code: i32,
+    /// Both outputs.
+    pub said: String,
+}
+
+fn ended(mut command: Command) -> Ended {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    Ended { code: output.status.code().unwrap_or_else(|| panic!("{command:?}: {said}")), said }
+}
+
+/// iputils arping.
+pub fn arping(host: &Host, arguments: &[&str], address: Ipv4Addr) -> Ended {
+    let mut command = host.ns.command("/usr/bin/arping");
+    command.args(["-I", "eth0"]).args(arguments).arg(address.to_string());
+    ended(command)
+}
+
+/// The other arping (Thomas Habets'), from where setup has put it.
+///
+/// # Panics
+/// If it is not there.
+pub fn other_arping(host: &Host, arguments: &[&str], address: Ipv4Addr) -> Ended {
+    let program = std::env::var_os("ARPWARDEN_HABETS_ARPING").map_or_else(
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../target/tools/arping-habets/usr/sbin/arping"
+            ))
+        },
+        PathBuf::from,
+    );
+    assert!(program.exists(), "{} is missing: cargo xtask setup gets it", program.display());
+    let mut command = host.ns.command(&program);
+    // libnet, which hardly any machine has, may have been unpacked beside it.
+    let libraries = program.ancestors().nth(2).map(|top| top.join("lib"));
+    let folders = libraries.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let folders: Vec<String> = folders.map(|entry| entry.path().display().to_string()).collect();
+    command.env("LD_LIBRARY_PATH", folders.join(":"));
+    command.args(["-i", "eth0"]).args(arguments).arg(address.to_string());
+    ended(command)
+}
+
+/// A ping under way, one echo request every 10 ms.
+#[derive(Debug)]
+pub struct Ping(Option<Child>);
+
+/// What became of the echo requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Pinged {
+    /// Requests.
+    pub sent: u32,
+    /// Of them, those without an answer.
+    pub lost: u32,
+}
+
+impl Ping {
+    /// Begins, and waits for the first answer.
+    pub fn start(host: &Host, address: Ipv4Addr) -> Self {
+        let mut command = host.ns.command("ping");
+        command.args(["-n", "-c", "1", "-W", "5", &address.to_string()]);
+        run(command);
+        let mut command = host.ns.command("ping");
+        command.args(["-n", "-q", "-i", "0.01", &address.to_string()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(Some(command.spawn().expect("ping starts")))
+    }
+
+    /// Ends it.
+    pub fn stop(mut self) -> Pinged {
+        let child = self.0.take().expect("not stopped yet");
+        signal(child.id(), libc::SIGINT);
+        let output = child.wait_with_output().expect("ping ends");
+        let text = String::from_utf8_lossy(&output.stdout);
+        let number = |after: &str| -> Option<u32> {
+            let words: Vec<&str> = text.split([' ', '\n']).collect();
+            let at = words.windows(2).position(|pair| {
+                pair[1].trim_end_matches(',') == after || (after == "transmitted" && pair[1] == "packets")
+            })?;
+            words[at].parse().ok()
+        };
+        let sent = number("transmitted").unwrap_or_else(|| panic!("ping said: {text}"));
+        let received = number("received").unwrap_or_else(|| panic!("ping said: {text}"));
+        // The last request may have been on its way.
+        Pinged { sent, lost: sent.saturating_sub(received) }
+    }
+}
+
+impl Drop for Ping {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may have ended by itself; nothing is to be done about it either way.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// Sends a signal to a process that this one has started and not yet waited for.
+///
+/// # Panics
+/// If there is no such process.
+pub fn signal(process: u32, signal: i32) {
+    // SAFETY: takes no pointer; the process is a child not waited for, so the number is not used again.
+    let sent = unsafe { libc::kill(process.cast_signed(), signal) };
+    assert_eq!(sent, 0, "signal {signal} to {process}: {}", std::io::Error::last_os_error());
+}
+
+/// What tshark makes of an ARP frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decoded {
+    /// Ethernet destination.
+    pub destination: String,
+    /// Ethernet source.
+    pub source: String,
+    /// VLAN identifiers, outermost first.
+    pub vlans: Vec<String>,
+    /// 1 request, 2 reply.
+    pub operation: String,
+    /// Sender hardware address.
+    pub sender_mac: String,
+    /// Sender protocol address.
+    pub sender_ip: String,
+    /// Target hardware address.
+    pub target_mac: String,
+    /// Target protocol address.
+    pub target_ip: String,
+    /// tshark's own words: `gratuitous`, `probe`, `announcement`.
+    pub is: Vec<&'static str>,
+}
+
+/// Lets tshark decode frames; those that are not ARP are left out.
+pub fn decode(frames: &[Captured]) -> Vec<Decoded> {
+    // The classic file format: magic, version 2.4, zone, accuracy, longest frame, Ethernet.
+    let mut file = Vec::new();
+    for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
+        file.extend(word.to_ne_bytes());
+    }
+    for frame in frames {
+        let micros = frame.boot_ns / 1_000;
+        let length = frame.bytes.len() as u64;
+        for word in [micros / 1_000_000, micros % 1_000_000, length, length] {
+            file.extend(u32::try_from(word).expect("seconds since boot fit").to_ne_bytes());
+        }
+        file.extend(&frame.bytes);
+    }
+    let fields = [
+        "eth.dst",
+        "eth.src",
+        "vlan.id",
+        "arp.opcode",
+        "arp.src.hw_mac",
+        "arp.src.proto_ipv4",
+        "arp.dst.hw_mac",
+        "arp.dst.proto_ipv4",
+        "arp.isgratuitous",
+        "arp.isprobe",
+        "arp.isannouncement",
+    ];
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-r", "-", "-Y", "arp", "-T", "fields"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = output_with_input(&mut command, &file);
+    checked(&command, output).lines().map(decoded).collect()
+}
+
+fn decoded(line: &str) -> Decoded {
+    let parts: Vec<&str> = line.split('\t').collect();
+    let [destination, source, vlans, operation, sender_mac, sender_ip, target_mac, target_ip, flags @ ..] =
+        parts.as_slice()
+    else {
+        panic!("tshark wrote {line:?}");
+    };
+    let words = ["gratuitous", "probe", "announcement"];
+    Decoded {
+        destination: (*destination).into(),
+        source: (*source).into(),
+        vlans: vlans.split(',').filter(|id| !id.is_empty()).map(String::from).collect(),
+        operation: (*operation).into(),
+        sender_mac: (*sender_mac).into(),
+        sender_ip: (*sender_ip).into(),
+        target_mac: (*target_mac).into(),
+        target_ip: (*target_ip).into(),
+        is: words.into_iter().zip(flags).filter(|(_, flag)| **flag == "1").map(|(word, _)| word).collect(),
+    }
+}

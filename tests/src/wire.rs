@@ -1,0 +1,340 @@
+//! Packet sockets: raw frames out and in, with the kernel's time and the tags where they belong.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use arpwarden_common::{
+    net::{Ipv4, MacAddr, Vlan},
+    wire::arp::{self, Frame, Outgoing, Parsed, REPLY, REQUEST},
+};
+
+use crate::netns::{Netns, unique};
+
+/// The first EtherType for local experiments (IEEE 802, clause 9.2.3.5): the fixture's own frames.
+const ETHERTYPE_LOCAL: [u8; 2] = [0x88, 0xb5];
+/// `TP_STATUS_VLAN_VALID` and `TP_STATUS_VLAN_TPID_VALID` of linux/if_packet.h.
+const VLAN_VALID: u32 = 1 << 4;
+const VLAN_TYPE_VALID: u32 = 1 << 6;
+
+/// A packet socket bound to one interface.
+#[derive(Debug)]
+pub struct Wire {
+    socket: OwnedFd,
+    /// CLOCK_REALTIME minus CLOCK_BOOTTIME in nanoseconds.
+    boot_offset: u64,
+}
+
+/// A frame as it was on the wire.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Captured {
+    /// The whole frame; a tag that the kernel keeps beside it is put back.
+    pub bytes: Vec<u8>,
+    /// CLOCK_BOOTTIME in nanoseconds, taken by the kernel (on the real-time clock, converted).
+    pub boot_ns: u64,
+    /// Sent by the host on which the socket is, not received.
+    pub outgoing: bool,
+}
+
+impl Captured {
+    /// The ARP fields, if it is ARP for IPv4 on Ethernet.
+    pub fn arp(&self) -> Option<Frame> {
+        match arp::parse(self.bytes.as_slice()) {
+            Parsed::Arp(frame) => Some(frame),
+            Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader => None,
+        }
+    }
+
+    /// Whether it is ARP and `wanted` likes its fields.
+    pub fn is_arp(&self, wanted: impl FnOnce(&Frame) -> bool) -> bool {
+        self.arp().is_some_and(|frame| wanted(&frame))
+    }
+
+    /// Whether it is an ARP frame that says that an address belongs to a MAC.
+    pub fn says(&self, address: impl Into<Ipv4>, mac: MacAddr) -> bool {
+        let address = address.into();
+        self.is_arp(|frame| frame.sender_ip == address && frame.sender_mac == mac)
+    }
+}
+
+impl std::fmt::Debug for Captured {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let direction = if self.outgoing { "out" } else { "in" };
+        let [seconds, micros] = [self.boot_ns / 1_000_000_000, self.boot_ns / 1_000 % 1_000_000];
+        write!(f, "{seconds}.{micros:06} {direction} ")?;
+        match self.arp() {
+            Some(frame) => write!(f, "{frame:?}"),
+            None => write!(f, "{:02x?}", self.bytes),
+        }
+    }
+}
+
+impl Wire {
+    /// A socket on `interface` that sees everything, both ways.
+    ///
+    /// # Panics
+    /// If there is no such interface.
+    pub fn open(ns: &Netns, interface: &str) -> Self {
+        ns.enter(|| Self::open_here(interface))
+    }
+
+    fn open_here(interface: &str) -> Self {
+        let protocol = u16::to_be(libc::ETH_P_ALL as u16);
+        // SAFETY: takes no pointer.
+        let number = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                i32::from(protocol),
+            )
+        };
+        assert!(number >= 0, "a packet socket (needs root): {}", io::Error::last_os_error());
+        // SAFETY: just opened, nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
+        let name = std::ffi::CString::new(interface).expect("an interface name without zero bytes");
+        // SAFETY: a string that ends in a zero byte, alive during the call.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        assert_ne!(index, 0, "no interface {interface} in this namespace");
+        // SAFETY: all zeros is a value of this plain C struct.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol;
+        address.sll_ifindex = index.cast_signed();
+        // SAFETY: pointer and length belong to `address`, alive during the call.
+        let bound = unsafe {
+            libc::bind(number, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+        };
+        assert_eq!(bound, 0, "binding to {interface}: {}", io::Error::last_os_error());
+        // Room for a whole flood of a test, so that "not seen" never means "not received".
+        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20);
+        set(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
+        set(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1);
+        let membership = libc::packet_mreq {
+            mr_ifindex: index.cast_signed(),
+            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        // SAFETY: pointer and length belong to `membership`, alive during the call.
+        let joined = unsafe {
+            libc::setsockopt(
+                number,
+                libc::SOL_PACKET,
+                libc::PACKET_ADD_MEMBERSHIP,
+                (&raw const membership).cast(),
+                size_of::<libc::packet_mreq>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(joined, 0, "promiscuous {interface}: {}", io::Error::last_os_error());
+        let boot_offset = clock(libc::CLOCK_REALTIME) - clock(libc::CLOCK_BOOTTIME);
+        let wire = Self { socket, boot_offset };
+        wire.drain();
+        wire
+    }
+
+    /// Sends a frame as it is, and returns CLOCK_BOOTTIME in nanoseconds just before.
+    ///
+    /// # Panics
+    /// If the kernel does not take it.
+    pub fn send(&self, frame: &[u8]) -> u64 {
+        let before = boot_ns();
+        // SAFETY: pointer and length belong to `frame`.
+        let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        assert_eq!(sent, frame.len().cast_signed(), "sending a frame: {}", io::Error::last_os_error());
+        before
+    }
+
+    /// The next frame, waited for until `deadline`.
+    pub fn next(&self, deadline: Instant) -> Option<Captured> {
+        loop {
+            if let Some(frame) = self.take() {
+                return Some(frame);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let timeout = i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1);
+            // SAFETY: one pollfd, alive during the call.
+            unsafe { libc::poll(&raw mut poll, 1, timeout) };
+        }
+    }
+
+    /// All frames that are waiting.
+    pub fn drain(&self) -> Vec<Captured> {
+        std::iter::from_fn(|| self.take()).collect()
+    }
+
+    /// The first frame that `wanted` likes.
+    ///
+    /// # Panics
+    /// After `within`, with what came instead.
+    pub fn wait_for(&self, what: &str, within: Duration, wanted: impl FnMut(&Captured) -> bool) -> Captured {
+        self.collect_until(what, within, wanted).pop().expect("the frame waited for is the last one")
+    }
+
+    /// All frames up to and with the first one that `wanted` likes.
+    ///
+    /// # Panics
+    /// After `within`, with what came instead.
+    pub fn collect_until(
+        &self,
+        what: &str,
+        within: Duration,
+        mut wanted: impl FnMut(&Captured) -> bool,
+    ) -> Vec<Captured> {
+        let deadline = Instant::now() + within;
+        let mut seen = Vec::new();
+        while let Some(frame) = self.next(deadline) {
+            seen.push(frame);
+            if seen.last().is_some_and(&mut wanted) {
+                return seen;
+            }
+        }
+        panic!("waited {within:?} in vain for {what}; seen instead: {seen:#?}");
+    }
+
+    /// All frames that come in `period`. For what must be there for a while; what must *not* come is bounded
+    /// by a later frame, with [`Wire::collect_until`].
+    pub fn collect_for(&self, period: Duration) -> Vec<Captured> {
+        let deadline = Instant::now() + period;
+        std::iter::from_fn(|| self.next(deadline)).collect()
+    }
+
+    fn take(&self) -> Option<Captured> {
+        let mut bytes = vec![0; 65_536];
+        let mut control = [0_u64; 32];
+        // SAFETY: all zeros is a value of these plain C structs.
+        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        // SAFETY: as above.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_name = (&raw mut from).cast();
+        message.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control);
+        // SAFETY: every pointer in `message` leads to a live buffer of the length beside it.
+        let length = unsafe { libc::recvmsg(self.socket.as_raw_fd(), &raw mut message, 0) };
+        let Ok(length) = usize::try_from(length) else {
+            let error = io::Error::last_os_error();
+            // The interface went down, or nothing is there.
+            let expected = matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENETDOWN | libc::EINTR));
+            assert!(expected, "receiving a frame: {error}");
+            return None;
+        };
+        bytes.truncate(length);
+        let mut real_ns = 0;
+        // SAFETY: `message` was filled by recvmsg, its control buffer is alive.
+        let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        while !header.is_null() {
+            // SAFETY: not null, and inside the control buffer by CMSG_FIRSTHDR's and CMSG_NXTHDR's promise.
+            let (level, kind) = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+            // SAFETY: as above.
+            let data = unsafe { libc::CMSG_DATA(header) };
+            if (level, kind) == (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) {
+                // SAFETY: the kernel put a timespec there; read without an assumption about alignment.
+                real_ns = nanoseconds(unsafe { data.cast::<libc::timespec>().read_unaligned() });
+            } else if (level, kind) == (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+                // SAFETY: the kernel put a tpacket_auxdata there.
+                let beside = unsafe { data.cast::<libc::tpacket_auxdata>().read_unaligned() };
+                if beside.tp_status & VLAN_VALID != 0 && bytes.len() >= 12 {
+                    let known = beside.tp_status & VLAN_TYPE_VALID != 0;
+                    let tag_type = if known { beside.tp_vlan_tpid } else { 0x8100 };
+                    let tag = [tag_type.to_be_bytes(), beside.tp_vlan_tci.to_be_bytes()].concat();
+                    bytes.splice(12..12, tag);
+                }
+            }
+            // SAFETY: `header` is inside the control buffer of `message`.
+            header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+        }
+        let outgoing = from.sll_pkttype == libc::PACKET_OUTGOING;
+        Some(Captured { bytes, boot_ns: real_ns - self.boot_offset, outgoing })
+    }
+}
+
+fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) {
+    // SAFETY: pointer and length belong to `value`, alive during the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(done, 0, "socket option {level}/{option}: {}", io::Error::last_os_error());
+}
+
+/// CLOCK_BOOTTIME in nanoseconds.
+pub fn boot_ns() -> u64 {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
+fn clock(which: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a timespec to be written, alive during the call.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
+    nanoseconds(time)
+}
+
+fn nanoseconds(time: libc::timespec) -> u64 {
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
+/// A broadcast frame of a kind that nothing acts on, unlike every other of this process. Whoever receives it
+/// has received all that was sent before it on the same way.
+pub fn marker(from: MacAddr) -> Vec<u8> {
+    let mut frame = [MacAddr::BROADCAST.octets(), from.octets()].concat();
+    frame.extend(ETHERTYPE_LOCAL);
+    frame.extend(unique().to_be_bytes());
+    frame.resize(arp::MIN_FRAME, 0);
+    frame
+}
+
+/// The bytes of a frame to be sent.
+pub fn bytes(frame: &Outgoing) -> Vec<u8> {
+    let mut buffer = [0; Outgoing::MAX_LEN];
+    let length = frame.emit(&mut buffer);
+    buffer[..length].to_vec()
+}
+
+/// A broadcast request: `asker` at `from` wants to know who has `address`.
+pub fn request(asker: MacAddr, from: impl Into<Ipv4>, address: impl Into<Ipv4>) -> Outgoing {
+    Outgoing {
+        destination: MacAddr::BROADCAST,
+        source: asker,
+        vlan: Vlan::UNTAGGED,
+        operation: REQUEST,
+        sender_mac: asker,
+        sender_ip: from.into(),
+        target_mac: MacAddr::ZERO,
+        target_ip: address.into(),
+    }
+}
+
+/// A reply to `asker` that says that `owner` has `address`.
+pub fn reply(owner: MacAddr, address: impl Into<Ipv4>, asker: MacAddr, from: impl Into<Ipv4>) -> Outgoing {
+    Outgoing {
+        destination: asker,
+        source: owner,
+        vlan: Vlan::UNTAGGED,
+        operation: REPLY,
+        sender_mac: owner,
+        sender_ip: address.into(),
+        target_mac: asker,
+        target_ip: from.into(),
+    }
+}
+
+/// An announcement in request form.
+pub fn announcement(mac: MacAddr, address: impl Into<Ipv4>) -> Outgoing {
+    Outgoing::announcement(mac, mac, Vlan::UNTAGGED, address.into())
+}
+
+/// A probe.
+pub fn probe(mac: MacAddr, address: impl Into<Ipv4>) -> Outgoing {
+    Outgoing::probe(mac, Vlan::UNTAGGED, address.into())
+}
