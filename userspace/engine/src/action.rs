@@ -218,6 +218,8 @@ pub enum Reason {
     Retry,
     /// The kernel took it off the interface.
     Deregistered,
+    /// The interface has another MAC, which is announced.
+    MacChanged,
     /// A step failed.
     Failed,
 }
@@ -238,6 +240,7 @@ impl Reason {
             Self::MoveBudgetFree => "move_budget_free",
             Self::Retry => "retry",
             Self::Deregistered => "deregistered",
+            Self::MacChanged => "mac_changed",
             Self::Failed => "failed",
         }
     }

@@ -4,7 +4,369 @@
 //! [`Action`]s go out. The daemon performs the actions and reports their outcomes back as inputs.
 
 pub mod action;
+mod address;
 pub mod input;
+mod limits;
+mod pace;
+pub mod params;
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use arpwarden_common::abi::AddressKey;
 
 pub use action::{Action, Answer, Event, EventKind, Purpose, Reason};
+pub use address::{Managed, Owner};
 pub use input::{Dice, Input, Interface, MonoTime, OnlineSpec, RequestId};
+
+use address::{Open, OpenOutcomes, Turn};
+use pace::{Outbox, Wish};
+
+/// All addresses of a daemon.
+///
+/// After a pause, feed what came in meanwhile before calling [`Engine::handle_timeout`]: a claim that waits in a
+/// queue must be heard before the silence that it broke is taken for consent.
+#[derive(Debug, Default)]
+pub struct Engine {
+    links: BTreeMap<u32, Link>,
+    addresses: BTreeMap<AddressKey, Managed>,
+    timers: BTreeSet<(MonoTime, Timer)>,
+    actions: VecDeque<Action>,
+    /// Commands that wait for their answer.
+    requests: BTreeMap<RequestId, AddressKey>,
+    tags: u64,
+    open: OpenOutcomes,
+}
+
+/// Who wants to be called.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Timer {
+    /// The outbox of an interface.
+    Outbox(u32),
+    /// An address.
+    Address(AddressKey),
+}
+
+#[derive(Debug)]
+struct Link {
+    interface: Interface,
+    outbox: Outbox,
+    armed: Option<MonoTime>,
+}
+
+impl Engine {
+    /// Without interfaces and addresses.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes an input in.
+    pub fn handle(&mut self, now: MonoTime, input: Input, dice: &mut dyn Dice) {
+        match input {
+            Input::Interface { index, interface } => self.interface(now, index, interface, dice),
+            Input::Online { request, key, spec } => {
+                if self.addresses.contains_key(&key) {
+                    self.with(now, key, dice, |address, turn| address.online(request, spec, turn));
+                } else {
+                    self.add(now, key, request, dice, |turn| Managed::claimed(key, request, spec, turn));
+                }
+            }
+            Input::Watch { request, key } => {
+                if self.addresses.contains_key(&key) {
+                    self.with(now, key, dice, |address, turn| address.watch(request, turn));
+                } else {
+                    self.add(now, key, request, dice, |turn| Managed::watched(key, request, turn));
+                }
+            }
+            Input::Offline { request, key, watch } => {
+                self.command(now, key, request, dice, |address, turn| address.offline(request, watch, turn));
+            }
+            Input::Unwatch { request, key } => {
+                self.command(now, key, request, dice, |address, turn| address.unwatch(request, turn));
+            }
+            Input::Announce { request, key } => {
+                self.command(now, key, request, dice, |address, turn| address.announce(request, turn));
+            }
+            Input::Forget { request } => {
+                if let Some(key) = self.requests.remove(&request)
+                    && let Some(address) = self.addresses.get_mut(&key)
+                {
+                    address.forget(request);
+                }
+            }
+            Input::Seen { key, sighting } => {
+                self.with(now, key, dice, |address, turn| {
+                    // The policies compare times of frames with each other and with now; none is in the future.
+                    let sighting = input::Sighting { at: sighting.at.min(turn.now), ..sighting };
+                    address.seen(&sighting, turn);
+                });
+            }
+            Input::Installed { key, result } => {
+                let tag = self.outcome(key, |open| match open {
+                    Open::Install { tag } => Some(tag),
+                    Open::Register { .. } | Open::Deregister { .. } | Open::Frame(_) => None,
+                });
+                if let Some(tag) = tag {
+                    self.with(now, key, dice, |address, turn| address.installed(tag, result, turn));
+                }
+            }
+            Input::Registered { key, result } => {
+                let tag = self.outcome(key, |open| match open {
+                    Open::Register { tag } => Some(tag),
+                    Open::Install { .. } | Open::Deregister { .. } | Open::Frame(_) => None,
+                });
+                if let Some(tag) = tag {
+                    self.with(now, key, dice, |address, turn| address.registered(tag, result, turn));
+                }
+            }
+            Input::Deregistered { key, result } => {
+                let tag = self.outcome(key, |open| match open {
+                    Open::Deregister { tag } => Some(tag),
+                    Open::Install { .. } | Open::Register { .. } | Open::Frame(_) => None,
+                });
+                if let Some(tag) = tag {
+                    self.with(now, key, dice, |address, turn| address.deregistered(tag, result, turn));
+                }
+            }
+            Input::Sent { key, purpose, frame, result } => {
+                let flight = self.outcome(key, |open| match open {
+                    Open::Frame(flight) if flight.purpose == purpose && flight.frame == frame => Some(flight),
+                    Open::Frame(_)
+                    | Open::Install { .. }
+                    | Open::Register { .. }
+                    | Open::Deregister { .. } => None,
+                });
+                if let Some(flight) = flight {
+                    self.with(now, key, dice, |address, turn| address.sent(&flight, result, turn));
+                }
+            }
+            Input::Local { key, local } => {
+                self.with(now, key, dice, |address, turn| address.local(local, turn))
+            }
+        }
+    }
+
+    /// Does all that is due at `now`.
+    pub fn handle_timeout(&mut self, now: MonoTime, dice: &mut dyn Dice) {
+        // What becomes due by this (a wait of no length) is done too. The bound is for a clock that stands at the
+        // end of time, where every wait is over at once and for ever.
+        for _ in 0..64 {
+            let mut due = Vec::new();
+            while let Some((at, timer)) = self.timers.first().copied() {
+                if at > now {
+                    break;
+                }
+                self.timers.pop_first();
+                due.push(timer);
+            }
+            if due.is_empty() {
+                return;
+            }
+            let mut links = BTreeSet::new();
+            for timer in due {
+                match timer {
+                    Timer::Outbox(index) => {
+                        if let Some(link) = self.links.get_mut(&index) {
+                            link.armed = None;
+                        }
+                        links.insert(index);
+                    }
+                    Timer::Address(key) => {
+                        if let Some(address) = self.addresses.get_mut(&key) {
+                            address.armed = None;
+                        }
+                        links.insert(key.interface);
+                        self.turn(now, key, dice, |address, turn| address.on_timer(turn));
+                    }
+                }
+            }
+            // Only now: of many addresses that are due together, urgent frames and first rounds go first.
+            for index in links {
+                self.flush(now, index, dice);
+            }
+        }
+    }
+
+    /// When [`Engine::handle_timeout`] wants to be called next.
+    pub fn poll_timeout(&self) -> Option<MonoTime> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// The next action, in order.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// All managed addresses, in the order of their keys.
+    pub fn addresses(&self) -> impl Iterator<Item = (&AddressKey, &Managed)> {
+        self.addresses.iter()
+    }
+
+    /// A managed address.
+    pub fn get(&self, key: &AddressKey) -> Option<&Managed> {
+        self.addresses.get(key)
+    }
+
+    fn interface(&mut self, now: MonoTime, index: u32, interface: Interface, dice: &mut dyn Dice) {
+        let link =
+            self.links.entry(index).or_insert(Link { interface, outbox: Outbox::default(), armed: None });
+        let before = core::mem::replace(&mut link.interface, interface);
+        if before == interface {
+            return;
+        }
+        let first = AddressKey {
+            interface: index,
+            vlan: arpwarden_common::net::Vlan::UNTAGGED,
+            address: arpwarden_common::net::Ipv4::UNSPECIFIED,
+        };
+        let keys: Vec<AddressKey> = self
+            .addresses
+            .range(first..)
+            .map(|(key, _)| *key)
+            .take_while(|key| key.interface == index)
+            .collect();
+        for key in keys {
+            self.turn(now, key, dice, |address, turn| {
+                address.interface_changed(before.mac != interface.mac, turn);
+            });
+        }
+        self.flush(now, index, dice);
+    }
+
+    /// A command for an address that may be unknown.
+    fn command(
+        &mut self,
+        now: MonoTime,
+        key: AddressKey,
+        request: RequestId,
+        dice: &mut dyn Dice,
+        what: impl FnOnce(&mut Managed, &mut Turn<'_>),
+    ) {
+        if self.addresses.contains_key(&key) {
+            self.with(now, key, dice, what);
+        } else {
+            self.actions.push_back(Action::Answer { request, answer: Answer::Unknown });
+        }
+    }
+
+    fn add(
+        &mut self,
+        now: MonoTime,
+        key: AddressKey,
+        request: RequestId,
+        dice: &mut dyn Dice,
+        make: impl FnOnce(&mut Turn<'_>) -> Managed,
+    ) {
+        let Some(link) = self.links.get_mut(&key.interface) else {
+            let what = format!(
+                "managing {}: the interface with index {} is not one that this daemon runs on",
+                key.address, key.interface
+            );
+            self.actions.push_back(Action::Answer { request, answer: Answer::Failed(what) });
+            return;
+        };
+        let mut turn = Turn {
+            now,
+            dice: &mut *dice,
+            interface: link.interface,
+            outbox: &mut link.outbox,
+            actions: &mut self.actions,
+            requests: &mut self.requests,
+            tags: &mut self.tags,
+            open: &mut self.open,
+        };
+        let address = make(&mut turn);
+        self.addresses.insert(key, address);
+        self.with(now, key, dice, |_, _| ());
+    }
+
+    /// Takes the first open outcome out that `which` knows.
+    fn outcome<T>(&mut self, key: AddressKey, which: impl Fn(Open) -> Option<T>) -> Option<T> {
+        let open = self.open.get_mut(&key)?;
+        let (at, found) = open.iter().enumerate().find_map(|(at, open)| Some((at, which(*open)?)))?;
+        open.remove(at);
+        if open.is_empty() {
+            self.open.remove(&key);
+        }
+        Some(found)
+    }
+
+    /// Lets an address do something, and what it wants to send leave.
+    fn with(
+        &mut self,
+        now: MonoTime,
+        key: AddressKey,
+        dice: &mut dyn Dice,
+        what: impl FnOnce(&mut Managed, &mut Turn<'_>),
+    ) {
+        self.turn(now, key, dice, what);
+        self.flush(now, key.interface, dice);
+    }
+
+    fn turn<T>(
+        &mut self,
+        now: MonoTime,
+        key: AddressKey,
+        dice: &mut dyn Dice,
+        what: impl FnOnce(&mut Managed, &mut Turn<'_>) -> T,
+    ) -> Option<T> {
+        let link = self.links.get_mut(&key.interface)?;
+        let address = self.addresses.get_mut(&key)?;
+        let mut turn = Turn {
+            now,
+            dice,
+            interface: link.interface,
+            outbox: &mut link.outbox,
+            actions: &mut self.actions,
+            requests: &mut self.requests,
+            tags: &mut self.tags,
+            open: &mut self.open,
+        };
+        let result = what(address, &mut turn);
+        let deadline = if address.is_gone() { None } else { address.deadline() };
+        if address.armed != deadline {
+            if let Some(armed) = address.armed {
+                self.timers.remove(&(armed, Timer::Address(key)));
+            }
+            if let Some(deadline) = deadline {
+                self.timers.insert((deadline, Timer::Address(key)));
+            }
+            address.armed = deadline;
+        }
+        if address.is_gone() {
+            self.addresses.remove(&key);
+        }
+        Some(result)
+    }
+
+    /// Lets leave what the pace allows, and arms the timer for the rest.
+    fn flush(&mut self, now: MonoTime, index: u32, dice: &mut dyn Dice) {
+        loop {
+            let Some(link) = self.links.get_mut(&index) else { return };
+            let pace = link.interface.pace;
+            let ready = link.outbox.ready(pace);
+            if ready.is_some_and(|ready| ready <= now)
+                && let Some(wish) = link.outbox.pop()
+            {
+                let (Wish::Urgent(key, _) | Wish::Probe(key) | Wish::Announcement(key, _)) = wish;
+                let left = self.turn(now, key, dice, |address, turn| address.launch(wish, turn));
+                if left == Some(true)
+                    && let Some(link) = self.links.get_mut(&index)
+                {
+                    link.outbox.left(now, pace);
+                }
+                continue;
+            }
+            if link.armed != ready {
+                if let Some(armed) = link.armed {
+                    self.timers.remove(&(armed, Timer::Outbox(index)));
+                }
+                if let Some(ready) = ready {
+                    self.timers.insert((ready, Timer::Outbox(index)));
+                }
+                link.armed = ready;
+            }
+            return;
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What waits to leave an interface: how fast, and in which order.
+
+use core::time::Duration;
+use std::collections::{BTreeSet, VecDeque};
+
+use arpwarden_common::abi::AddressKey;
+
+use crate::{
+    input::{MonoTime, Pace},
+    params,
+};
+
+/// A token bucket, as the time at which it would be full again (the generic cell rate algorithm).
+#[derive(Clone, Debug, Default)]
+struct Bucket {
+    full: MonoTime,
+}
+
+impl Bucket {
+    /// From when on a frame may leave.
+    fn ready(&self, pace: Pace) -> MonoTime {
+        let (each, burst) = params::pace(pace);
+        let credit = each.saturating_mul(burst.saturating_sub(1));
+        MonoTime(self.full.0.saturating_sub(u64::try_from(credit.as_nanos()).unwrap_or(u64::MAX)))
+    }
+
+    fn take(&mut self, now: MonoTime, pace: Pace) {
+        let (each, _): (Duration, u32) = params::pace(pace);
+        self.full = self.full.max(now).after(each);
+    }
+}
+
+/// What may leave next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wish {
+    /// A defence or a repair.
+    Urgent(AddressKey, Urgent),
+    /// A probe.
+    Probe(AddressKey),
+    /// A frame of the plan of an address, with its number (see [`crate::plan`]).
+    Announcement(AddressKey, u8),
+}
+
+/// What goes before all else, because caches are wrong now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Urgent {
+    /// See [`crate::action::Purpose::Defence`].
+    Defence,
+    /// See [`crate::action::Purpose::Repair`].
+    Repair,
+}
+
+/// The queue of an interface. All frames share the bucket, because a switch counts them all; defences and repairs
+/// go first, then probes, then announcements: first rounds before later ones, requests before replies, addresses
+/// in the order of their keys.
+///
+/// An address that changed its mind leaves its wishes in place; it is asked again when their turn comes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outbox {
+    bucket: Bucket,
+    urgent: VecDeque<(AddressKey, Urgent)>,
+    probes: VecDeque<AddressKey>,
+    announcements: BTreeSet<(u8, AddressKey)>,
+}
+
+impl Outbox {
+    pub(crate) fn push(&mut self, wish: Wish) {
+        match wish {
+            Wish::Urgent(key, urgent) => self.urgent.push_back((key, urgent)),
+            Wish::Probe(key) => self.probes.push_back(key),
+            Wish::Announcement(key, number) => {
+                self.announcements.insert((number, key));
+            }
+        }
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Wish> {
+        if let Some((key, urgent)) = self.urgent.pop_front() {
+            return Some(Wish::Urgent(key, urgent));
+        }
+        if let Some(key) = self.probes.pop_front() {
+            return Some(Wish::Probe(key));
+        }
+        self.announcements.pop_first().map(|(number, key)| Wish::Announcement(key, number))
+    }
+
+    /// When the next frame may leave; `None` if none waits.
+    pub(crate) fn ready(&self, pace: Pace) -> Option<MonoTime> {
+        let empty = self.urgent.is_empty() && self.probes.is_empty() && self.announcements.is_empty();
+        (!empty).then(|| self.bucket.ready(pace))
+    }
+
+    /// A frame left at `now`.
+    pub(crate) fn left(&mut self, now: MonoTime, pace: Pace) {
+        self.bucket.take(now, pace);
+    }
+}

@@ -1,0 +1,125 @@
+//! Every number of the protocol, with its source.
+
+use core::time::Duration;
+
+use crate::input::{Claim, OnlineSpec, Pace, Profile};
+
+/// MAX_CONFLICTS (RFC 5227 §1.1): after so many refusals retries become rare.
+pub const MAX_CONFLICTS: u32 = 10;
+/// RATE_LIMIT_INTERVAL (RFC 5227 §1.1): the least time between retries after that.
+pub const RATE_LIMIT_INTERVAL: Duration = Duration::from_secs(60);
+/// DEFEND_INTERVAL (RFC 5227 §1.1): the least time between two defences of an address.
+pub const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+/// Two changes of a watched address's owner within this time are a conflict (design: "Words").
+pub const OWNER_FLAPS: Duration = Duration::from_secs(10);
+/// More than [`LOUD_CLAIMS`] claims in this time are loud: one less freezes no address in an EVPN fabric
+/// (RFC 7432 §15.1: 5 moves in 180 s).
+pub const LOUD_WINDOW: Duration = Duration::from_secs(180);
+/// See [`LOUD_WINDOW`].
+pub const LOUD_CLAIMS: usize = 4;
+/// After the first announcement of an `immediate` claim any claim takes it back for so long. Linux follows no
+/// other host for the first second of a neighbour entry (`locktime`), and an owner that was asked by the probe
+/// has long answered by then.
+pub const ROLL_BACK_WINDOW: Duration = Duration::from_millis(1_100);
+/// Repairs of a roll-back, apart by [`REPAIR_GAP`].
+pub const REPAIRS: u8 = 3;
+/// Beyond Linux's `locktime` of 1 s, so that a cache that ignored one repair takes the next.
+pub const REPAIR_GAP: Duration = Duration::from_millis(1_100);
+/// A frame that could not be sent is tried again after this time: a queue that was full is empty by then.
+pub const SEND_RETRY: Duration = Duration::from_millis(50);
+/// Failures in a row after which a probe or a first announcement is given up, and with it the claim.
+pub const SEND_FAILURES: u8 = 5;
+/// First wait before a step that the kernel refused, or a frame of a plan that failed [`SEND_FAILURES`] times, is
+/// tried again; it doubles up to [`BACKOFF_MAX`].
+pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// See [`BACKOFF_MIN`].
+pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// When the rounds of a plan begin, from its first frame on: the second round is beyond Linux's `locktime`, the
+/// last one reaches what was still booting or converging (keepalived repeats at 5 s too).
+const FAST_ROUNDS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(1_100), Duration::from_millis(2_200), Duration::from_secs(5)];
+/// ANNOUNCE_NUM 2, ANNOUNCE_INTERVAL 2 s (RFC 5227 §1.1).
+const RFC5227_ROUNDS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(2)];
+
+/// A plan of announcements.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rounds {
+    /// Offsets from the first frame; at most 4.
+    pub offsets: &'static [Duration],
+    /// Each offset is drawn from so many percent around it, lest many hosts fall into step.
+    pub jitter_percent: u64,
+    /// Each round has a reply form behind the request form: some hosts follow only that one.
+    pub replies: bool,
+}
+
+/// The plan of a profile.
+pub const fn rounds(profile: Profile) -> Rounds {
+    match profile {
+        Profile::Fast => Rounds { offsets: &FAST_ROUNDS, jitter_percent: 10, replies: true },
+        Profile::Rfc5227 => Rounds { offsets: &RFC5227_ROUNDS, jitter_percent: 0, replies: false },
+    }
+}
+
+/// How a claim asks and how long it listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Questions {
+    /// The first probe leaves after a random time up to this one (PROBE_WAIT).
+    pub wait_max: Duration,
+    /// Probes (PROBE_NUM); 0: nothing is asked before the claim.
+    pub probes: u8,
+    /// Least time between two (PROBE_MIN).
+    pub gap_min: Duration,
+    /// Longest time between two (PROBE_MAX).
+    pub gap_max: Duration,
+    /// Silence wanted after the last one (ANNOUNCE_WAIT).
+    pub listen: Duration,
+}
+
+/// How to ask for the address: RFC 5227 §1.1, about 200 ms where the link allows it (§2.2; the values of
+/// systemd-networkd and NetworkManager), or the one probe of the immediate way.
+pub const fn questions(spec: &OnlineSpec) -> Questions {
+    match (spec.claim, spec.profile) {
+        (Claim::Immediate { check }, _) => Questions {
+            wait_max: Duration::ZERO,
+            probes: if check.is_zero() { 0 } else { 1 },
+            gap_min: Duration::ZERO,
+            gap_max: Duration::ZERO,
+            listen: check,
+        },
+        (Claim::Probe, Profile::Fast) => Questions {
+            wait_max: Duration::from_millis(20),
+            probes: 3,
+            gap_min: Duration::from_millis(40),
+            gap_max: Duration::from_millis(60),
+            listen: Duration::from_millis(60),
+        },
+        (Claim::Probe, Profile::Rfc5227) => Questions {
+            wait_max: Duration::from_secs(1),
+            probes: 3,
+            gap_min: Duration::from_secs(1),
+            gap_max: Duration::from_secs(2),
+            listen: Duration::from_secs(2),
+        },
+    }
+}
+
+/// Least and longest wait before a retry: two hosts that probed at the same moment must not meet again, so the
+/// spread is ten times as long as the probing (`fast`) or as a probe's gap (`rfc5227`).
+pub const fn retry_wait(profile: Profile) -> (Duration, Duration) {
+    match profile {
+        Profile::Fast => (Duration::from_millis(250), Duration::from_secs(2)),
+        Profile::Rfc5227 => (Duration::from_secs(2), Duration::from_secs(20)),
+    }
+}
+
+/// Time for each frame, and frames that may leave at once.
+pub const fn pace(pace: Pace) -> (Duration, u32) {
+    match pace {
+        // A switch takes far more; 10,000/s keeps the receivers' queues short (keepalived's 5,000 frames in 80 ms
+        // are six times as dense).
+        Pace::Plain => (Duration::from_micros(100), 500),
+        // Dynamic ARP inspection shuts a port at 15 frames a second.
+        Pace::Inspected => (Duration::from_millis(100), 1),
+    }
+}
