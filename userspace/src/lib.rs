@@ -1,3 +1,14 @@
 //! The daemon and the command line of arpwarden, as a library so that tests and benchmarks use the same parts.
 
+pub mod address;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod events;
+pub mod exit;
+pub mod instance;
 pub mod io;
+pub mod log;
+pub mod probe;
+pub mod protocol;
+pub mod unload;

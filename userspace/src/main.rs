@@ -1,1 +1,67 @@
-fn main() {}
+//! Arguments, runtime, exit code.
+
+use std::process::ExitCode;
+
+use arpwarden::{
+    cli::{Cli, Command},
+    client::{self, complain},
+    daemon,
+    exit::Exit,
+    instance::Instance,
+    log, probe, unload,
+};
+use clap::{CommandFactory as _, Parser as _};
+
+fn main() -> ExitCode {
+    // clap ends with 2 by itself, the code for usage.
+    let cli = Cli::parse();
+    let instance = Instance::new(&cli.instance);
+    let exit = match &cli.command {
+        Command::Run(arguments) => match run(&instance, arguments, cli.verbose) {
+            Ok(()) => Exit::Done,
+            Err(stop) => {
+                complain(format_args!("{:#}", stop.error));
+                stop.exit
+            }
+        },
+        Command::Probe(arguments) => with_runtime(probe::run(arguments)),
+        Command::Unload => with_runtime(unload::run(&instance)),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "arpwarden", &mut std::io::stdout());
+            Exit::Done
+        }
+        Command::Online(_)
+        | Command::Offline(_)
+        | Command::Watch(_)
+        | Command::Unwatch(_)
+        | Command::Announce(_)
+        | Command::Status(_)
+        | Command::Events(_) => client::perform(&instance, &cli.command),
+    };
+    exit.into()
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, daemon::Stop> {
+    // One thread: one task owns the engine, and the others only move bytes to it.
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|error| daemon::Stop::failed(error))
+}
+
+fn with_runtime(work: impl Future<Output = Exit>) -> Exit {
+    match runtime() {
+        Ok(runtime) => runtime.block_on(work),
+        Err(stop) => {
+            complain(format_args!("{:#}", stop.error));
+            stop.exit
+        }
+    }
+}
+
+fn run(instance: &Instance, arguments: &arpwarden::cli::Run, verbose: u8) -> Result<(), daemon::Stop> {
+    let (guard, level) = log::start(verbose)?;
+    let result = runtime()?.block_on(daemon::run(instance.clone(), arguments, level));
+    drop(guard);
+    result
+}

@@ -1,0 +1,316 @@
+//! The command line's side of the control socket.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _},
+    net::{Ipv4Addr, Shutdown},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use crate::{
+    address::{Cidr, parse_bare},
+    cli,
+    events::Record,
+    exit::Exit,
+    instance::Instance,
+    protocol::{How, Request, Response, Status},
+};
+
+/// Says an error of the command as a whole.
+pub fn complain(message: impl std::fmt::Display) {
+    eprintln!("arpwarden: {message}");
+}
+
+/// The good ones of `texts`, each once; the others are named and counted.
+fn parse_all<T: Ord + Copy>(
+    texts: &[String],
+    parse: impl Fn(&str) -> Result<T, crate::address::AddressError>,
+) -> (Vec<T>, Exit) {
+    let mut seen = BTreeSet::new();
+    let mut good = Vec::new();
+    let mut exit = Exit::Done;
+    for text in texts {
+        match parse(text) {
+            Ok(address) if seen.insert(address) => good.push(address),
+            Ok(_) => {}
+            Err(error) => {
+                complain(error);
+                exit = exit.worst(Exit::Usage);
+            }
+        }
+    }
+    (good, exit)
+}
+
+/// Replaces an argument `-` by the lines of standard input, without blank ones and comments.
+fn with_standard_input(arguments: &[String]) -> io::Result<Vec<String>> {
+    let mut all = Vec::new();
+    for argument in arguments {
+        if argument != "-" {
+            all.push(argument.clone());
+            continue;
+        }
+        for line in io::stdin().lock().lines() {
+            let line = line?;
+            let text = line.split('#').next().unwrap_or_default().trim();
+            if !text.is_empty() {
+                all.push(text.to_owned());
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Performs a command that needs the daemon.
+pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
+    match command {
+        cli::Command::Online(online) => {
+            let texts = match with_standard_input(&online.addresses) {
+                Ok(texts) => texts,
+                Err(error) => {
+                    complain(format_args!("reading addresses from standard input: {error}"));
+                    return Exit::Failed;
+                }
+            };
+            let (addresses, bad) = parse_all(&texts, |text| text.parse::<Cidr>());
+            let request = Request::Online {
+                addresses: addresses.clone(),
+                interface: online.interface.clone(),
+                how: How {
+                    claim: online.claim,
+                    check_ms: online.check,
+                    profile: online.profile,
+                    defend: online.defend,
+                    // At most 86,400,000, checked by the command line.
+                    wait_ms: Duration::from_secs_f64(online.wait)
+                        .as_millis()
+                        .try_into()
+                        .unwrap_or(u64::MAX),
+                    adopt: online.adopt,
+                },
+                attach_now: online.attach_now,
+            };
+            if addresses.is_empty() { bad } else { ask(instance, &request, Show::Results).worst(bad) }
+        }
+        cli::Command::Offline(offline) => on_addresses(instance, &offline.addresses, |addresses| {
+            Request::Offline { addresses, interface: offline.interface.clone(), watch: offline.watch }
+        }),
+        cli::Command::Watch(watch) => on_addresses(instance, &watch.addresses, |addresses| Request::Watch {
+            addresses,
+            interface: watch.interface.clone(),
+        }),
+        cli::Command::Unwatch(some) => on_addresses(instance, &some.addresses, |addresses| {
+            Request::Unwatch { addresses, interface: some.interface.clone() }
+        }),
+        cli::Command::Announce(some) => on_addresses(instance, &some.addresses, |addresses| {
+            Request::Announce { addresses, interface: some.interface.clone() }
+        }),
+        cli::Command::Status(status) => {
+            ask(instance, &Request::Status { address: status.address }, Show::Status { json: status.json })
+        }
+        cli::Command::Events(events) => {
+            ask(instance, &Request::Events { follow: events.follow }, Show::Events { json: events.json })
+        }
+        cli::Command::Run(_)
+        | cli::Command::Probe(_)
+        | cli::Command::Unload
+        | cli::Command::Completions { .. } => Exit::Usage,
+    }
+}
+
+fn on_addresses(
+    instance: &Instance,
+    texts: &[String],
+    request: impl FnOnce(Vec<Ipv4Addr>) -> Request,
+) -> Exit {
+    let (addresses, bad) = parse_all(texts, parse_bare);
+    // An empty list would mean all.
+    if addresses.is_empty() && !texts.is_empty() {
+        return bad;
+    }
+    ask(instance, &request(addresses), Show::Results).worst(bad)
+}
+
+/// What is printed of the answers.
+enum Show {
+    Results,
+    Status { json: bool },
+    Events { json: bool },
+}
+
+/// Connects to the daemon.
+///
+/// # Errors
+/// Which exit code that is, and the words.
+pub fn connect(instance: &Instance) -> Result<UnixStream, (Exit, String)> {
+    let socket = instance.socket();
+    UnixStream::connect(&socket).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => (
+            Exit::NoDaemon,
+            format!(
+                "no daemon answers at {}: {error}; start one with 'arpwarden run --iface IF'{}",
+                socket.display(),
+                if instance.name() == "default" {
+                    String::new()
+                } else {
+                    format!(" and '--instance {}'", instance.name())
+                }
+            ),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            Exit::NotPermitted,
+            format!(
+                "connecting to {}: {error}; run as root, or let your group in with 'run --socket-group'",
+                socket.display()
+            ),
+        ),
+        _ => (Exit::Failed, format!("connecting to {}: {error}", socket.display())),
+    })
+}
+
+fn ask(instance: &Instance, request: &Request, show: Show) -> Exit {
+    let stream = match connect(instance) {
+        Ok(stream) => stream,
+        Err((exit, message)) => {
+            complain(message);
+            return exit;
+        }
+    };
+    match converse(&stream, request, &show) {
+        Ok(exit) => exit,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            // Whoever read our output has seen enough.
+            let _ = stream.shutdown(Shutdown::Both);
+            Exit::Done
+        }
+        Err(error) => {
+            complain(format_args!("talking to the daemon at {}: {error}", instance.socket().display()));
+            Exit::Failed
+        }
+    }
+}
+
+/// Sends a request of which only the end matters.
+///
+/// # Errors
+/// The request could not be sent, or nothing came back for `patience`; a connection that ends is an end.
+pub fn converse_quietly(mut stream: &UnixStream, request: &Request, patience: Duration) -> io::Result<()> {
+    stream.set_read_timeout(Some(patience))?;
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    for line in BufReader::new(stream).lines() {
+        if let Response::End { exit, message } = serde_json::from_str(&line?)? {
+            if exit != Exit::Done {
+                complain(message.unwrap_or_default());
+            }
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Result<Exit> {
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    // A daemon that refuses (too many clients) may have closed its side already: its words still wait for us.
+    let sent = stream.write_all(&text);
+    let mut exit = Exit::Done;
+    let mut out = io::stdout().lock();
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line?)? {
+            Response::Result { address, interface, exit: one, message } => {
+                exit = exit.worst(one);
+                let place = interface.map_or_else(String::new, |name| format!(" on {name}"));
+                if one == Exit::Done {
+                    writeln!(out, "{address}{place}: {message}")?;
+                } else {
+                    complain(format_args!("{address}{place}: {message}"));
+                }
+            }
+            Response::Status { status } => {
+                if matches!(show, Show::Status { json: true }) {
+                    writeln!(out, "{}", serde_json::to_string(&status)?)?;
+                } else {
+                    write_status(&mut out, &status)?;
+                }
+            }
+            Response::Event { event } => {
+                if matches!(show, Show::Events { json: true }) {
+                    writeln!(out, "{event}")?;
+                } else {
+                    let record: Record = serde_json::from_str(event.get())?;
+                    writeln!(out, "{} {} {}", record.time, record.seq, record.words())?;
+                }
+                out.flush()?;
+            }
+            Response::End { exit: whole, message } => {
+                exit = exit.worst(whole);
+                match message {
+                    Some(message) if whole == Exit::Done => writeln!(out, "{message}")?,
+                    Some(message) => complain(message),
+                    None => {}
+                }
+                return Ok(exit);
+            }
+        }
+    }
+    sent?;
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it had answered"))
+}
+
+fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
+    writeln!(out, "instance {}", status.instance)?;
+    for interface in &status.interfaces {
+        writeln!(
+            out,
+            "interface {}: attached {}, vlan_tags {}",
+            interface.interface, interface.attach_mode, interface.vlan_tags
+        )?;
+    }
+    for lost in &status.degraded {
+        writeln!(out, "not on this kernel: {lost}")?;
+    }
+    let bold = |text: &str| {
+        if io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    };
+    let row = |cells: [&str; 8]| {
+        let [address, interface, state, may, owner, answered, claims, defences] = cells;
+        format!(
+            "{address:<18} {interface:<15} {state:<11} {may:<7} {owner:<17} {answered:>9} {claims:>7} {defences:>8}"
+        )
+    };
+    let head = row(["ADDRESS", "INTERFACE", "STATE", "ANSWERS", "OWNER", "ANSWERED", "CLAIMS", "DEFENCES"]);
+    if !status.addresses.is_empty() {
+        writeln!(out, "{}", bold(&head))?;
+    }
+    for address in &status.addresses {
+        let text = match address.prefix_length {
+            Some(length) => format!("{}/{length}", address.address),
+            None => address.address.to_string(),
+        };
+        let ids = address.vlan.iter().map(|id| format!(".{id}")).collect::<String>();
+        writeln!(
+            out,
+            "{}",
+            row([
+                &text,
+                &(address.interface.clone() + &ids),
+                &address.state,
+                if address.may_answer { "yes" } else { "no" },
+                address.owner.as_deref().unwrap_or("unknown"),
+                &address.counters.answered.to_string(),
+                &address.counters.claims.to_string(),
+                &address.counters.defences.to_string(),
+            ])
+        )?;
+    }
+    let counters = status
+        .counters
+        .iter()
+        .filter(|(_, n)| **n > 0)
+        .map(|(name, n)| format!("{name} {n}"))
+        .collect::<Vec<_>>();
+    writeln!(out, "frames: {}", if counters.is_empty() { "none".to_owned() } else { counters.join(", ") })
+}

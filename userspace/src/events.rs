@@ -1,0 +1,271 @@
+//! What happened, as one JSON object a line and as one line of words.
+
+use std::{collections::VecDeque, fmt::Write as _, net::Ipv4Addr};
+
+use arpwarden_common::{abi::AddressKey, net::MacAddr, wire::arp};
+use arpwarden_engine::{
+    action::{Event, EventKind},
+    input::{Claimant, Sighting, SightingKind},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::broadcast;
+use tracing::{debug, info, warn};
+
+use crate::io::clock;
+
+/// Events that the daemon remembers, and that a reader may be behind before it loses some. An event is some
+/// 300 bytes, so this is a third of a megabyte; at 64 claimants a minute it is the last quarter of an hour of
+/// one flooded address.
+const RECENT: usize = 1024;
+
+/// An event as `events --json` prints it. Fields that do not apply are left out.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// RFC 3339, UTC, nanoseconds.
+    pub time: String,
+    /// From 1 in each run of the daemon.
+    pub seq: u64,
+    /// Name of the event.
+    pub event: String,
+    /// Bare address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// Name of the interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// VLAN ids, outermost first, 0 left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<Vec<u16>>,
+    /// State before; left out for an address that was not managed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// State after; left out for an address that is managed no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// MAC of the claimant, prober or owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claimant: Option<String>,
+    /// Ethernet source of its frame.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ethernet_source: Option<String>,
+    /// The MAC that this host answers with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub own_mac: Option<String>,
+    /// `request` or `reply`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub operation: Option<String>,
+    /// `probe`, `announcement`, `request` or `reply`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub form: Option<String>,
+    /// Frames that the event stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// CLOCK_BOOTTIME of the frame in nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_time_ns: Option<u64>,
+    /// Why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// VLAN ids of a key, outermost first, 0 left out.
+pub fn vlan_ids(key: &AddressKey) -> Vec<u16> {
+    key.vlan.ids().into_iter().filter(|id| *id != 0).collect()
+}
+
+impl Record {
+    fn claimant(mut self, claimant: &Claimant) -> Self {
+        self.claimant = Some(claimant.mac.to_string());
+        self.ethernet_source = Some(claimant.ethernet_source.to_string());
+        self
+    }
+
+    fn sighting(self, sighting: &Sighting) -> Self {
+        let operation = if sighting.operation == arp::REPLY { "reply" } else { "request" };
+        let mut record = self.claimant(&sighting.claimant);
+        record.operation = Some(operation.to_owned());
+        record.form = Some(sighting.form.name().to_owned());
+        record.count = Some(sighting.count);
+        record.kernel_time_ns = Some(sighting.at.0);
+        record
+    }
+
+    fn named(mut self, event: &str) -> Self {
+        self.event = event.to_owned();
+        self
+    }
+
+    fn reason(mut self, reason: &str) -> Self {
+        self.reason = Some(reason.to_owned());
+        self
+    }
+
+    fn own_mac(mut self, mac: MacAddr) -> Self {
+        self.own_mac = Some(mac.to_string());
+        self
+    }
+
+    fn count(mut self, count: u64) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// The record of an engine event; `None` for what only the log tells.
+    fn of(event: &Event, interface: &str) -> Option<Self> {
+        let base = Self {
+            address: Some(event.key.address.into()),
+            interface: Some(interface.to_owned()),
+            vlan: Some(vlan_ids(&event.key)),
+            ..Self::default()
+        };
+        Some(match &event.kind {
+            EventKind::State { from, to, reason } => Self {
+                from: from.map(|state| state.name().to_owned()),
+                to: to.map(|state| state.name().to_owned()),
+                ..base.named("state").reason(reason.name())
+            },
+            EventKind::Conflict { sighting, loud } => {
+                let record = base.named("conflict").sighting(sighting);
+                if *loud { record.reason("more_than_4_claims_in_180_s") } else { record }
+            }
+            EventKind::Defended { claimant, own_mac } => {
+                base.named("defended").claimant(claimant).own_mac(*own_mac)
+            }
+            EventKind::ProbeSeen { sighting } => base.named("probe_seen").sighting(sighting),
+            EventKind::Announced { count, own_mac } => {
+                base.named("announced").count(*count).own_mac(*own_mac)
+            }
+            EventKind::OwnerChanged { sighting } => base.named("owner_changed").sighting(sighting),
+            EventKind::RolledBack { claimant } => base.named("rolled_back").claimant(claimant),
+            EventKind::Repaired { claimant, count } => {
+                base.named("repaired").claimant(claimant).count(*count)
+            }
+            EventKind::Echo { sighting } => {
+                let sibling = matches!(sighting.kind, SightingKind::Echo { sibling: true });
+                base.named("echo").sighting(sighting).reason(if sibling { "sibling" } else { "own_mac" })
+            }
+            EventKind::ClaimantFlood { sighting } => base.named("claimant_flood").sighting(sighting),
+            EventKind::AddressRemoved => base.named("address_removed"),
+            EventKind::Failed { .. } => return None,
+        })
+    }
+
+    /// The same in words, without time and number.
+    pub fn words(&self) -> String {
+        let mut text = self.event.clone();
+        let mut put = |name: &str, value: Option<&dyn std::fmt::Display>| {
+            if let Some(value) = value {
+                // Writing to a String cannot fail.
+                let _ = write!(text, " {name}={value}");
+            }
+        };
+        put("address", self.address.as_ref().map(|v| v as _));
+        put("interface", self.interface.as_ref().map(|v| v as _));
+        let vlan = self.vlan.as_deref().unwrap_or_default();
+        if !vlan.is_empty() {
+            let ids = vlan.iter().map(u16::to_string).collect::<Vec<_>>().join(".");
+            put("vlan", Some(&ids));
+        }
+        if self.event == "state" {
+            let state = |state: &Option<String>| state.clone().unwrap_or_else(|| "unmanaged".to_owned());
+            put("from", Some(&state(&self.from)));
+            put("to", Some(&state(&self.to)));
+        }
+        for (name, value) in [
+            ("claimant", &self.claimant),
+            ("ethernet_source", &self.ethernet_source),
+            ("own_mac", &self.own_mac),
+            ("operation", &self.operation),
+            ("form", &self.form),
+        ] {
+            // The Ethernet source is worth its room only where it is another one.
+            if name != "ethernet_source" || value != &self.claimant {
+                put(name, value.as_ref().map(|v| v as _));
+            }
+        }
+        put("count", self.count.as_ref().map(|v| v as _));
+        put("reason", self.reason.as_ref().map(|v| v as _));
+        text
+    }
+}
+
+/// The events of this run: numbered, logged, remembered, passed on.
+pub struct Journal {
+    seq: u64,
+    recent: VecDeque<Item>,
+    followers: broadcast::Sender<Item>,
+}
+
+/// A numbered event, ready to be sent.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// See [`Record::seq`].
+    pub seq: u64,
+    /// One JSON object.
+    pub json: Box<RawValue>,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        let (followers, _) = broadcast::channel(RECENT);
+        Self { seq: 0, recent: VecDeque::new(), followers }
+    }
+}
+
+impl Journal {
+    /// Takes an event of the engine.
+    pub fn engine(&mut self, event: &Event, interface: &str) {
+        if let EventKind::Failed { what } = &event.kind {
+            warn!(address = %event.key.address, interface, "{what}");
+        }
+        if let Some(record) = Record::of(event, interface) {
+            self.take(record);
+        }
+    }
+
+    /// Takes an event of a link.
+    pub fn link(&mut self, event: &str, interface: &str, own_mac: Option<MacAddr>) {
+        let record = Record { interface: Some(interface.to_owned()), ..Record::default() }.named(event);
+        self.take(match own_mac {
+            Some(mac) => record.own_mac(mac),
+            None => record,
+        });
+    }
+
+    fn take(&mut self, mut record: Record) {
+        self.seq += 1;
+        record.seq = self.seq;
+        record.time = clock::wall_time_rfc3339_ns();
+        match record.event.as_str() {
+            "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed" => {
+                warn!("{}", record.words())
+            }
+            "probe_seen" => debug!("{}", record.words()),
+            _ => info!("{}", record.words()),
+        }
+        let Ok(json) = to_raw_value(&record) else {
+            // Strings and numbers only: nothing in a record can fail to become JSON.
+            return;
+        };
+        let item = Item { seq: self.seq, json };
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(item.clone());
+        // No follower is no error.
+        let _ = self.followers.send(item);
+    }
+
+    /// The recent past, and what follows without a gap.
+    pub fn subscribe(&self) -> (Vec<Item>, broadcast::Receiver<Item>) {
+        (self.recent.iter().cloned().collect(), self.followers.subscribe())
+    }
+}
+
+/// What a reader is told that fell behind: `count` events are gone, the last of them is `last_missed`.
+pub fn gap(last_missed: u64, count: u64) -> Option<Box<RawValue>> {
+    let record = Record { time: clock::wall_time_rfc3339_ns(), seq: last_missed, ..Record::default() };
+    to_raw_value(&record.named("event_gap").count(count)).ok()
+}

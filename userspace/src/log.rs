@@ -1,0 +1,48 @@
+//! One subscriber for the daemon's log and the program's.
+
+use std::io;
+
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// Starts logging to standard error and returns the level of the program's messages for aya-log: 0 off to 5 trace.
+///
+/// `verbose` is the number of `-v`; RUST_LOG goes before it. Lines are written by a thread of their own, and
+/// dropped when it cannot keep up: nothing on the announce path waits for a log. The guard flushes at the end.
+///
+/// # Errors
+/// RUST_LOG is not understood.
+pub fn start(verbose: u8) -> anyhow::Result<(WorkerGuard, u8)> {
+    let own = match verbose {
+        0 => "info",
+        1 => "debug",
+        _ => "trace",
+    };
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
+            .map_err(|error| anyhow::anyhow!("RUST_LOG '{text}' is not understood: {error}"))?,
+        // Of the libraries below only warnings: their debug lines are a line per netlink message.
+        Ok(_) | Err(_) => EnvFilter::new(format!("warn,arpwarden={own},arpwarden_ebpf={own}")),
+    };
+    let level = program_level(&filter);
+    let (writer, guard) = NonBlockingBuilder::default().lossy(true).thread_name("log").finish(io::stderr());
+    let ansi = io::IsTerminal::is_terminal(&io::stderr());
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(fmt::layer().with_writer(writer).with_ansi(ansi))
+        .try_init()?;
+    Ok((guard, level))
+}
+
+/// The highest level that any part of the filter lets through.
+fn program_level(filter: &EnvFilter) -> u8 {
+    use tracing_subscriber::filter::LevelFilter;
+    match filter.max_level_hint() {
+        Some(LevelFilter::OFF) => 0,
+        Some(LevelFilter::ERROR) => 1,
+        Some(LevelFilter::WARN) => 2,
+        Some(LevelFilter::INFO) | None => 3,
+        Some(LevelFilter::DEBUG) => 4,
+        Some(LevelFilter::TRACE) => 5,
+    }
+}

@@ -1,0 +1,189 @@
+//! `probe`: is an address free? The engine's claim, ended where it would register.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, anyhow};
+use arpwarden_common::{
+    abi::{AddressKey, Port},
+    net::{MacAddr, Vlan},
+    state::StateWord,
+    verdict::{self, Entry, Tables},
+    wire::arp::Frame,
+};
+use arpwarden_engine::{
+    Action, Answer, Engine, Input, Interface, OnlineSpec, RequestId,
+    input::{Claim, Claimant, Defend, Pace, Sighting, SightingKind},
+};
+
+use crate::{
+    address::parse_bare,
+    cli,
+    client::complain,
+    daemon::{Stop, find_link, taken},
+    exit::Exit,
+    io::{
+        arp_socket::{ArpListener, ArpSocket},
+        clock::{self, Timer},
+        dice::KernelDice,
+        netlink::Netlink,
+    },
+};
+
+/// Performs `probe`: 0 free, 3 taken, 1 could not tell.
+pub async fn run(arguments: &cli::Probe) -> Exit {
+    match probe(arguments).await {
+        Ok(exit) => exit,
+        Err(stop) => {
+            complain(format_args!("{:#}", stop.error));
+            stop.exit
+        }
+    }
+}
+
+/// The one address in question, for the verdict.
+struct Question {
+    key: AddressKey,
+    word: StateWord,
+    own_macs: BTreeSet<MacAddr>,
+}
+
+impl Tables for Question {
+    fn address(&self, key: &AddressKey) -> Option<Entry> {
+        (*key == self.key).then_some(Entry { slot: 0, word: self.word, lease_until_ns: 0 })
+    }
+
+    fn is_own(&self, mac: MacAddr) -> bool {
+        self.own_macs.contains(&mac)
+    }
+
+    fn now_ns(&self) -> u64 {
+        clock::now().0
+    }
+}
+
+impl Question {
+    fn sighting(&self, frame: &Frame, port: &Port) -> Option<Sighting> {
+        let kind = match verdict::verdict(frame, port, self).sighting {
+            verdict::Sighting::Claim(_) => SightingKind::Claim,
+            verdict::Sighting::Probe(_) => SightingKind::Probe,
+            verdict::Sighting::None | verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => {
+                return None;
+            }
+        };
+        Some(Sighting {
+            kind,
+            claimant: Claimant { mac: frame.sender_mac, ethernet_source: frame.source },
+            form: frame.form(),
+            operation: frame.operation,
+            count: 1,
+            repeat: false,
+            owner_changed: false,
+            at: clock::now(),
+        })
+    }
+}
+
+async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
+    let address = parse_bare(&arguments.address).map_err(|error| Stop::new(Exit::Usage, error.into()))?;
+    let name = &arguments.interface;
+    let (netlink, _changes) = Netlink::open().context("opening a netlink socket")?;
+    let links = netlink.links().await.map_err(Stop::failed)?;
+    let link = find_link(&links, name)?;
+    let mac = link.mac.ok_or_else(|| Stop::failed(anyhow!("{name} has no MAC")))?;
+    if let Some(local) =
+        netlink.addresses().await.map_err(Stop::failed)?.iter().find(|local| local.address == address)
+    {
+        let place = links.get(&local.index).map_or("an interface", |link| &link.name);
+        println!("{address} on {name}: taken: configured on {place} of this host");
+        return Ok(Exit::Taken);
+    }
+    if !link.running {
+        return Err(Stop::failed(anyhow!(
+            "could not tell whether {address} is free: {name} is down or has no carrier; see 'ip link show {name}'"
+        )));
+    }
+    let key = AddressKey { interface: link.index, vlan: Vlan::UNTAGGED, address: address.into() };
+    let spec = OnlineSpec {
+        prefix_length: 32,
+        claim: Claim::Probe,
+        profile: arguments.profile.into(),
+        defend: Defend::Yield,
+        wait: std::time::Duration::ZERO,
+        adopt: false,
+    };
+    let port = Port { mac, interface: link.index, flags: Port::ACCEPT };
+    let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
+    let mut question = Question { key, word: StateWord::VACANT, own_macs };
+    let could_not_listen = || format!("listening for ARP on {name}");
+    let mut listener = ArpListener::open(link.index).with_context(could_not_listen)?;
+    let socket = ArpSocket::open().context("opening a packet socket")?;
+    let mut timer = Timer::new().context("making a timer")?;
+    let mut engine = Engine::new();
+    let interface = Interface { mac, pace: Pace::Plain, moves: None };
+    engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
+    engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
+    loop {
+        while let Some(action) = engine.poll_action() {
+            let outcome = match action {
+                Action::Install { key, word } => {
+                    question.word = word;
+                    Some(Input::Installed { key, result: Ok(()) })
+                }
+                Action::Store { word, .. } => {
+                    question.word = word;
+                    None
+                }
+                Action::Send { key, purpose, frame } => {
+                    let result = socket
+                        .send(key.interface, &frame)
+                        .map_err(|error| format!("sending on {name}: {error}"));
+                    Some(Input::Sent { key, purpose, frame, result })
+                }
+                // Here a claim would begin to be seen: nobody objected.
+                Action::Register { .. } => {
+                    println!("{address} on {name}: free");
+                    return Ok(Exit::Done);
+                }
+                Action::Answer { answer, .. } => return ended(arguments, &answer),
+                Action::Event(_) | Action::Remove { .. } | Action::Deregister { .. } => None,
+            };
+            if let Some(outcome) = outcome {
+                engine.handle(clock::now(), outcome, &mut KernelDice);
+            }
+        }
+        timer.set(engine.poll_timeout()).context("setting the timer")?;
+        tokio::select! {
+            frame = listener.recv() => {
+                let frame = frame.with_context(could_not_listen)?;
+                if let Some(sighting) = question.sighting(&frame, &port) {
+                    engine.handle(clock::now(), Input::Seen { key, sighting }, &mut KernelDice);
+                }
+            }
+            () = timer.expired() => engine.handle_timeout(clock::now(), &mut KernelDice),
+        }
+    }
+}
+
+fn ended(arguments: &cli::Probe, answer: &Answer) -> Result<Exit, Stop> {
+    let (address, name) = (&arguments.address, &arguments.interface);
+    match answer {
+        Answer::Taken { claimant, reason } => {
+            println!("{address} on {name}: taken: {}", taken(claimant, *reason));
+            Ok(Exit::Taken)
+        }
+        Answer::Done
+        | Answer::Already(_)
+        | Answer::Unknown
+        | Answer::Differs { .. }
+        | Answer::WrongState(_)
+        | Answer::Failed(_)
+        | Answer::Superseded => {
+            let why = if let Answer::Failed(what) = answer {
+                what.as_str()
+            } else {
+                "the claim ended unexpectedly"
+            };
+            Err(Stop::failed(anyhow!("could not tell whether {address} is free: {why}")))
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The control protocol: one JSON object a line over a unix stream socket.
+//!
+//! A client sends one [`Request`] and reads [`Response`]s until [`Response::End`]; then it may send the next.
+//! Unknown commands and unknown fields are refused, so that a request of a newer client is never half
+//! understood.
+
+use std::net::Ipv4Addr;
+
+use arpwarden_engine::input::{Claim, Defend, OnlineSpec, Profile};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{address::Cidr, exit::Exit};
+
+/// The longest request line in bytes: 20,000 addresses fit.
+pub const MAX_REQUEST: usize = 1 << 20;
+
+/// What a client asks for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Claim addresses.
+    Online {
+        /// Which ones.
+        addresses: Vec<Cidr>,
+        /// On which interface.
+        interface: String,
+        /// How.
+        how: How,
+        /// Put the program on the interface first if it does not carry it.
+        attach_now: bool,
+    },
+    /// Give addresses up.
+    Offline {
+        /// Which ones; empty: all.
+        addresses: Vec<Ipv4Addr>,
+        /// On this interface only.
+        interface: Option<String>,
+        /// Go on watching them.
+        watch: bool,
+    },
+    /// Watch addresses.
+    Watch {
+        /// Which ones.
+        addresses: Vec<Ipv4Addr>,
+        /// On which interface.
+        interface: String,
+    },
+    /// Watch them no more.
+    Unwatch {
+        /// Which ones.
+        addresses: Vec<Ipv4Addr>,
+        /// On this interface only.
+        interface: Option<String>,
+    },
+    /// Announce addresses again.
+    Announce {
+        /// Which ones.
+        addresses: Vec<Ipv4Addr>,
+        /// On this interface only.
+        interface: Option<String>,
+    },
+    /// What is managed, and how it stands.
+    Status {
+        /// This address only.
+        address: Option<Ipv4Addr>,
+    },
+    /// What happened.
+    Events {
+        /// And what happens from now on.
+        follow: bool,
+    },
+    /// Release everything and end.
+    Unload {},
+}
+
+/// The serializable side of [`OnlineSpec`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct How {
+    /// `probe` or `immediate`.
+    pub claim: ClaimWay,
+    /// Milliseconds; of `immediate` only.
+    pub check_ms: u64,
+    /// `fast` or `rfc5227`.
+    pub profile: ProfileName,
+    /// `yield`, `once` or `hold`.
+    pub defend: DefendPolicy,
+    /// Milliseconds.
+    pub wait_ms: u64,
+    /// Take over what is on the interface already.
+    pub adopt: bool,
+}
+
+/// See [`Claim`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ClaimWay {
+    /// Probes, silence, and only then register and announce (RFC 5227 §2.1)
+    #[default]
+    Probe,
+    /// One probe, a short wait, register, announce; rolled back if somebody objects
+    Immediate,
+}
+
+/// See [`Profile`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileName {
+    /// Three probes within some 200 ms
+    #[default]
+    Fast,
+    /// The constants of RFC 5227: 4 to 7 seconds
+    Rfc5227,
+}
+
+/// See [`Defend`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DefendPolicy {
+    /// Give the address up at the first conflict (RFC 5227 §2.4 a)
+    Yield,
+    /// Defend once; a second conflict within 10 s loses it (b)
+    Once,
+    /// Keep it; defend at most once in 10 s (c)
+    #[default]
+    Hold,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Fast => Self::Fast,
+            ProfileName::Rfc5227 => Self::Rfc5227,
+        }
+    }
+}
+
+impl How {
+    /// For the engine.
+    pub fn spec(&self, prefix_length: u8) -> OnlineSpec {
+        OnlineSpec {
+            prefix_length,
+            claim: match self.claim {
+                ClaimWay::Probe => Claim::Probe,
+                ClaimWay::Immediate => {
+                    Claim::Immediate { check: std::time::Duration::from_millis(self.check_ms) }
+                }
+            },
+            profile: self.profile.into(),
+            defend: match self.defend {
+                DefendPolicy::Yield => Defend::Yield,
+                DefendPolicy::Once => Defend::Once,
+                DefendPolicy::Hold => Defend::Hold,
+            },
+            wait: std::time::Duration::from_millis(self.wait_ms),
+            adopt: self.adopt,
+        }
+    }
+}
+
+/// What the daemon says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// How it went with one address.
+    Result {
+        /// Which one.
+        address: Ipv4Addr,
+        /// On which interface, where that is known.
+        interface: Option<String>,
+        /// How it ended.
+        exit: Exit,
+        /// In words, without the address.
+        message: String,
+    },
+    /// Answer to [`Request::Status`].
+    Status {
+        /// As printed by `status --json`.
+        status: Status,
+    },
+    /// An event, exactly as printed by `events --json`.
+    Event {
+        /// One JSON object.
+        event: Box<RawValue>,
+    },
+    /// Nothing more follows for this request.
+    End {
+        /// How the request as a whole ended; the results count beside it.
+        exit: Exit,
+        /// What is to be said of it as a whole.
+        message: Option<String>,
+    },
+}
+
+/// `status --json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the instance.
+    pub instance: String,
+    /// Interfaces that carry the program.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Managed addresses, by interface and address.
+    pub addresses: Vec<AddressStatus>,
+    /// Frames by outcome, and what happened beside it; the names are those of `abi::Counter`.
+    pub counters: std::collections::BTreeMap<String, u64>,
+    /// What this kernel lacks, in words; empty where nothing is missed.
+    pub degraded: Vec<String>,
+}
+
+/// An interface in `status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub interface: String,
+    /// `native` or `generic`.
+    pub attach_mode: String,
+    /// `visible`, `hidden` or `unknown`.
+    pub vlan_tags: String,
+}
+
+/// An address in `status --json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AddressStatus {
+    /// Bare.
+    pub address: Ipv4Addr,
+    /// 1..=32; null for one that is only watched.
+    pub prefix_length: Option<u8>,
+    /// Name of its interface.
+    pub interface: String,
+    /// VLAN ids, outermost first, 0 left out.
+    pub vlan: Vec<u16>,
+    /// Name of the state.
+    pub state: String,
+    /// Whether this host may answer for it now.
+    pub may_answer: bool,
+    /// MAC of the latest foreign claim, or ours while we may answer; null if nobody is known.
+    pub owner: Option<String>,
+    /// Seconds; null without a lease.
+    pub lease_left: Option<f64>,
+    /// Counters of this address.
+    pub counters: AddressStatusCounters,
+}
+
+/// Counters in [`AddressStatus`]; exact.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AddressStatusCounters {
+    /// Requests answered by the program.
+    pub answered: u64,
+    /// Requests dropped by the shield.
+    pub shielded: u64,
+    /// Claims.
+    pub claims: u64,
+    /// Broadcast probes by others.
+    pub probes: u64,
+    /// Own frames come back.
+    pub echoes: u64,
+    /// Conflicts that became events.
+    pub conflicts: u64,
+    /// Defences sent.
+    pub defences: u64,
+}
+
+/// The parameters of a managed address, as on the command line.
+pub fn describe(spec: &OnlineSpec) -> String {
+    let claim = match spec.claim {
+        Claim::Probe => "--claim probe".to_owned(),
+        Claim::Immediate { check } => format!("--claim immediate --check {}", check.as_millis()),
+    };
+    let profile = match spec.profile {
+        Profile::Fast => "fast",
+        Profile::Rfc5227 => "rfc5227",
+    };
+    let defend = match spec.defend {
+        Defend::Yield => "yield",
+        Defend::Once => "once",
+        Defend::Hold => "hold",
+    };
+    let adopt = if spec.adopt { " --adopt" } else { "" };
+    format!("/{} {claim} --profile {profile} --defend {defend}{adopt}", spec.prefix_length)
+}

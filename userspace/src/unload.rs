@@ -1,0 +1,84 @@
+//! `unload`: everything of an instance goes, whether its daemon runs, hangs in its end, or has crashed.
+
+use std::{io::ErrorKind, time::Duration};
+
+use anyhow::anyhow;
+
+use crate::{
+    client::{self, complain},
+    daemon::{Stop, remove_leftovers},
+    exit::Exit,
+    instance::{Instance, Lock},
+    io::{
+        clock::{self, Timer},
+        netlink::Netlink,
+    },
+    protocol::Request,
+};
+
+/// How long a daemon may take to end: it gives itself 5 s to take addresses off.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often the lock of an ending daemon is tried.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Performs `unload`.
+pub async fn run(instance: &Instance) -> Exit {
+    match unload(instance).await {
+        Ok(message) => {
+            println!("{message}");
+            Exit::Done
+        }
+        Err(stop) => {
+            complain(format_args!("{:#}", stop.error));
+            stop.exit
+        }
+    }
+}
+
+async fn unload(instance: &Instance) -> Result<String, Stop> {
+    if !instance.exists() {
+        return Ok(format!("instance '{}' is not loaded; nothing to do", instance.name()));
+    }
+    let had_daemon = match client::connect(instance) {
+        Ok(stream) => {
+            client::converse_quietly(&stream, &Request::Unload {}, PATIENCE).map_err(|error| {
+                Stop::failed(anyhow!("asking the daemon of instance '{}' to end: {error}", instance.name()))
+            })?;
+            true
+        }
+        Err((Exit::NoDaemon, _)) => false,
+        Err((exit, message)) => return Err(Stop::new(exit, anyhow!(message))),
+    };
+    let lock = wait_for_lock(instance, had_daemon).await?;
+    let (mut journal, left) = lock.journal()?;
+    let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
+    let removed = remove_leftovers(&netlink, &mut journal, left).await?;
+    lock.remove()?;
+    Ok(match (had_daemon, removed) {
+        (true, 0) => "released everything; the daemon has ended".to_owned(),
+        (true, n) => format!("the daemon has ended; {n} addresses that it had left were taken off"),
+        (false, n) => format!("no daemon ran; {n} addresses that a crash had left were taken off"),
+    })
+}
+
+async fn wait_for_lock(instance: &Instance, ending: bool) -> Result<Lock, Stop> {
+    let give_up = clock::now().after(PATIENCE);
+    let mut timer = Timer::new().map_err(Stop::failed)?;
+    loop {
+        if let Some(lock) = instance.lock()? {
+            return Ok(lock);
+        }
+        if !ending || clock::now() >= give_up {
+            return Err(Stop::failed(std::io::Error::new(
+                ErrorKind::WouldBlock,
+                format!(
+                    "a process holds the lock of instance '{}' and does not answer on its socket; see 'fuser -v /run/arpwarden/{}/lock'",
+                    instance.name(),
+                    instance.name()
+                ),
+            )));
+        }
+        timer.set(Some(clock::now().after(AGAIN))).map_err(Stop::failed)?;
+        timer.expired().await;
+    }
+}
