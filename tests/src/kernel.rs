@@ -117,11 +117,10 @@ impl XdpPass {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> OwnedFd {
+    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
     // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
     // keeps alive during the call; the kernel reads absent attributes as zero.
-    let number = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>() as libc::c_uint)
-    };
+    let number = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), length) };
     assert!(number >= 0, "bpf({command}) (needs root): {}", io::Error::last_os_error());
     // SAFETY: both commands return a new descriptor.
     unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }

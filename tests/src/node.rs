@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::Ipv4Addr,
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
@@ -14,10 +15,10 @@ use serde_json::Value;
 
 use crate::{
     ms,
-    netns::{Host, unique},
+    netns::{Host, ip, unique},
     tools::{output_with_input, signal},
     wait_for,
-    wire::boot_ns,
+    wire::{Captured, Wire, boot_ns, marker},
 };
 
 /// How long a daemon may take to load, attach and listen. Loading takes some 50 ms on an idle machine; the
@@ -154,6 +155,39 @@ impl<'net> Node<'net> {
     /// [`Node::cli`] with text on standard input.
     pub fn cli_with_input(&self, arguments: &[&str], input: &str) -> Done {
         finish(&mut self.command(arguments), input)
+    }
+
+    /// Brings 10.7.0.`last`/24 online on `eth0` with the default claim, and returns the address.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[track_caller]
+    pub fn online(&self, last: u8) -> Ipv4Addr {
+        self.online_with(last, &[])
+    }
+
+    /// [`Node::online`] with further arguments.
+    #[track_caller]
+    pub fn online_with(&self, last: u8, arguments: &[&str]) -> Ipv4Addr {
+        self.try_online(last, arguments).expect(0);
+        ip(last)
+    }
+
+    /// `online` of 10.7.0.`last`/24 on `eth0`.
+    pub fn try_online(&self, last: u8, arguments: &[&str]) -> Done {
+        let address = format!("{}/24", ip(last));
+        self.cli(&[&["online", &address, "--iface", "eth0"], arguments].concat())
+    }
+
+    /// All that the tap on this host's cable has seen up to now: what the daemon was told before has been
+    /// acted on, and what it has sent for that is here.
+    pub fn settled(&self, tap: &Wire) -> Vec<Captured> {
+        self.status();
+        let last = marker(self.host.mac);
+        self.host.wire().send(&last);
+        let mut seen = tap.collect_until("the marker", ms(5_000), |frame| frame.bytes == last);
+        seen.pop();
+        seen
     }
 
     /// `status --json`, parsed.

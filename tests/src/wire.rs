@@ -81,7 +81,7 @@ impl Wire {
     }
 
     fn open_here(interface: &str) -> Self {
-        let protocol = u16::to_be(libc::ETH_P_ALL as u16);
+        let protocol = short(libc::ETH_P_ALL).to_be();
         // SAFETY: takes no pointer.
         let number = unsafe {
             libc::socket(
@@ -99,13 +99,12 @@ impl Wire {
         assert_ne!(index, 0, "no interface {interface} in this namespace");
         // SAFETY: all zeros is a value of this plain C struct.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_family = short(libc::AF_PACKET);
         address.sll_protocol = protocol;
         address.sll_ifindex = index.cast_signed();
         // SAFETY: pointer and length belong to `address`, alive during the call.
-        let bound = unsafe {
-            libc::bind(number, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-        };
+        let bound =
+            unsafe { libc::bind(number, (&raw const address).cast(), length_of::<libc::sockaddr_ll>()) };
         assert_eq!(bound, 0, "binding to {interface}: {}", io::Error::last_os_error());
         // Room for a whole flood of a test, so that "not seen" never means "not received".
         set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20);
@@ -113,7 +112,7 @@ impl Wire {
         set(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1);
         let membership = libc::packet_mreq {
             mr_ifindex: index.cast_signed(),
-            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_type: short(libc::PACKET_MR_PROMISC),
             mr_alen: 0,
             mr_address: [0; 8],
         };
@@ -124,7 +123,7 @@ impl Wire {
                 libc::SOL_PACKET,
                 libc::PACKET_ADD_MEMBERSHIP,
                 (&raw const membership).cast(),
-                size_of::<libc::packet_mreq>() as libc::socklen_t,
+                length_of::<libc::packet_mreq>(),
             )
         };
         assert_eq!(joined, 0, "promiscuous {interface}: {}", io::Error::last_os_error());
@@ -210,7 +209,7 @@ impl Wire {
         // SAFETY: as above.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_name = (&raw mut from).cast();
-        message.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        message.msg_namelen = length_of::<libc::sockaddr_ll>();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
         message.msg_control = control.as_mut_ptr().cast();
@@ -257,15 +256,18 @@ impl Wire {
 fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) {
     // SAFETY: pointer and length belong to `value`, alive during the call.
     let done = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            option,
-            (&raw const value).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
+        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), length_of::<i32>())
     };
     assert_eq!(done, 0, "socket option {level}/{option}: {}", io::Error::last_os_error());
+}
+
+/// Constants that the C headers give a wider type than the structs that carry them.
+fn short(constant: i32) -> u16 {
+    u16::try_from(constant).expect("a constant of sixteen bits")
+}
+
+fn length_of<T>() -> libc::socklen_t {
+    libc::socklen_t::try_from(size_of::<T>()).expect("a small struct")
 }
 
 /// CLOCK_BOOTTIME in nanoseconds.
