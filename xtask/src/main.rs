@@ -1,1 +1,140 @@
-fn main() {}
+//! `cargo xtask`: everything that is done with this repository, from a bare machine on.
+//!
+//! Builds run as the user (also under sudo), only what needs root runs as root.
+
+mod build;
+mod demo;
+mod lab;
+mod leftovers;
+mod lint;
+mod process;
+mod setup;
+mod test;
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::setup::Set;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, runs, shows, tests and measures arpwarden"
+)]
+struct Arguments {
+    /// Get what is missing without asking (so it is without a terminal, too)
+    #[arg(long, short, global = true)]
+    yes: bool,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Say what this machine lacks, and get it
+    Setup {
+        /// Also what `lint --deny` needs (compiling cargo-deny takes minutes)
+        #[arg(long)]
+        lint: bool,
+    },
+    /// Build the daemon with the program inside
+    Build {
+        #[arg(long)]
+        release: bool,
+    },
+    /// Build for release and run as root: `cargo xtask run -- run --iface eth0`
+    Run {
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Show the main job between network namespaces, in under a minute
+    Demo,
+    /// Build and run all tests; the privileged ones as root in network namespaces
+    Test {
+        /// Only tests whose names contain this
+        filter: Option<String>,
+    },
+    /// Measure: nanoseconds per frame, and bulk TCP through the interface
+    Bench,
+    /// Format, clippy, rustdoc, and the dependency rules where cargo-deny is there
+    Lint {
+        /// Get cargo-deny if it is missing, and insist on it
+        #[arg(long)]
+        deny: bool,
+    },
+    /// What `demo` and `test` let this program do as root
+    #[command(hide = true)]
+    AsRoot {
+        #[command(subcommand)]
+        part: RootPart,
+    },
+}
+
+#[derive(Subcommand)]
+enum RootPart {
+    Demo { daemon: PathBuf },
+    CleanUp,
+}
+
+fn main() -> ExitCode {
+    let Arguments { yes, task } = Arguments::parse();
+    match perform(yes, task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
+    process::hand_back_target()?;
+    match task {
+        Task::Setup { lint } => {
+            let sets: &[Set] = if lint {
+                &[Set::Build, Set::Test, Set::Lint, Set::Deny]
+            } else {
+                &[Set::Build, Set::Test, Set::Lint]
+            };
+            setup::ensure(sets, yes)?;
+            println!("Everything is there. Next: cargo xtask demo, or cargo xtask test");
+        }
+        Task::Build { release } => {
+            setup::ensure(&[Set::Build], yes)?;
+            println!("{}", build::daemon(release)?.display());
+        }
+        Task::Run { arguments } => {
+            setup::ensure(&[Set::Build], yes)?;
+            return Err(process::become_root(&build::daemon(true)?, &arguments));
+        }
+        Task::Demo => {
+            setup::ensure(&[Set::Build, Set::Demo], yes)?;
+            let daemon = build::daemon(true)?;
+            let own = std::env::current_exe().context("finding the path of this program")?;
+            let arguments: [&OsStr; 3] = ["as-root".as_ref(), "demo".as_ref(), daemon.as_ref()];
+            return Err(process::become_root(&own, arguments));
+        }
+        Task::Test { filter } => {
+            setup::ensure(&[Set::Build, Set::Test], yes)?;
+            return test::run(filter.as_deref());
+        }
+        Task::Bench => {
+            setup::ensure(&[Set::Build, Set::Test], yes)?;
+            process::run(&mut process::as_root(build::benchmark()?, &[])?)?;
+        }
+        Task::Lint { deny } => {
+            let sets: &[Set] =
+                if deny { &[Set::Build, Set::Lint, Set::Deny] } else { &[Set::Build, Set::Lint] };
+            setup::ensure(sets, yes)?;
+            lint::run()?;
+        }
+        Task::AsRoot { part: RootPart::Demo { daemon } } => demo::run(&daemon)?,
+        Task::AsRoot { part: RootPart::CleanUp } => leftovers::clean_up("awt-")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
