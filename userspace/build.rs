@@ -94,11 +94,8 @@ fn bpf_linker() -> Result<PathBuf> {
 /// A compiler that comes with the source of `core` and is not too old: the one that `cargo xtask setup` chose,
 /// else the distribution's, else rustup's nightly.
 fn compiler() -> Result<PathBuf> {
-    let candidates = [
-        rustup_compiler(OWN_TOOLCHAIN),
-        Ok(PathBuf::from("/usr/bin/rustc")),
-        rustup_compiler("nightly"),
-    ];
+    let candidates =
+        [rustup_compiler(OWN_TOOLCHAIN), Ok(PathBuf::from("/usr/bin/rustc")), rustup_compiler("nightly")];
     let mut reasons = String::new();
     for candidate in candidates {
         match candidate.and_then(|rustc| usable(&rustc).map(|()| rustc)) {

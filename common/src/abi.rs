@@ -3,7 +3,11 @@
 //! All integers are in host order unless a field says otherwise. Any change of a type here raises
 //! [`ABI_VERSION`]; the daemon compares it with the loaded object and refuses a mismatch.
 
-use crate::net::{Ipv4, MacAddr, Vlan};
+use crate::{
+    net::{Ipv4, MacAddr, Vlan},
+    state::State,
+    wire::arp::{Form, REPLY, REQUEST},
+};
 
 /// Version of the layouts in this module.
 pub const ABI_VERSION: u32 = 1;
@@ -225,7 +229,7 @@ pub struct Event {
     /// The number of the state when the frame came.
     pub state: u8,
     /// Always 0.
-    pub pad: [u8; 2],
+    pub pad: [u8; 6],
 }
 const _: () = assert!(size_of::<Event>() == 56);
 
@@ -237,7 +241,8 @@ impl Event {
     /// Flag: the own MAC of the echo belongs to another port of this host.
     pub const SIBLING: u8 = 4;
 
-    /// Decodes an item of the ring by copy. `None` for a wrong length or an unknown kind or form.
+    /// Decodes an item of the ring by copy. `None` for a wrong length or a kind, form, operation or state that is
+    /// none.
     pub fn decode(item: &[u8]) -> Option<Self> {
         let bytes: &[u8; size_of::<Self>()] = item.try_into().ok()?;
         let u64_at = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
@@ -258,18 +263,19 @@ impl Event {
             flags: bytes[47],
             generation: bytes[48],
             state: bytes[49],
-            pad: [0; 2],
+            pad: [0; 6],
         };
         EventKind::from_number(event.kind)?;
-        crate::wire::arp::Form::from_number(event.form)?;
-        Some(event)
+        Form::from_number(event.form)?;
+        State::from_number(event.state)?;
+        matches!(u16::from(event.operation), REQUEST | REPLY).then_some(event)
     }
 }
 const _: () = assert!(
     core::mem::offset_of!(Event, vlan) == 24
         && core::mem::offset_of!(Event, claimant) == 32
         && core::mem::offset_of!(Event, kind) == 44
-        && core::mem::offset_of!(Event, pad) == 50
+        && core::mem::offset_of!(Event, pad) + 6 == size_of::<Event>()
 );
 
 /// Index into [`crate::names::COUNTERS`]: first one per [`crate::verdict::Outcome`] (each ARP frame counts
@@ -352,5 +358,73 @@ impl Counter {
             Self::Siblings => "siblings",
             Self::EventsLost => "events_lost",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    /// The bytes of an event as the program writes them: field after field.
+    fn bytes(event: &Event) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(event.kernel_time_ns.to_ne_bytes());
+        bytes.extend(event.count.to_ne_bytes());
+        bytes.extend(event.slot.to_ne_bytes());
+        bytes.extend(event.interface.to_ne_bytes());
+        bytes.extend(event.vlan.outer.to_ne_bytes());
+        bytes.extend(event.vlan.inner.to_ne_bytes());
+        bytes.extend(event.address.octets());
+        bytes.extend(event.claimant);
+        bytes.extend(event.ethernet_source);
+        bytes.extend([event.kind, event.form, event.operation, event.flags, event.generation, event.state]);
+        bytes.extend(event.pad);
+        bytes
+    }
+
+    #[test]
+    fn an_event_is_decoded_field_by_field() {
+        let mut kinds = [0; 5];
+        for event in golden::rows().into_iter().filter_map(|row| row.event) {
+            assert_eq!(Event::decode(&bytes(&event)), Some(event));
+            kinds[usize::from(event.kind)] += 1;
+        }
+        assert!(kinds[1] > 0 && kinds[2] > 0 && kinds[3] > 0);
+    }
+
+    #[test]
+    fn an_item_of_another_length_or_with_an_unknown_number_is_no_event() {
+        let event = golden::rows().into_iter().find_map(|row| row.event).expect("some row has an event");
+        let good = bytes(&event);
+        assert!(Event::decode(&good).is_some());
+        for len in 0..good.len() {
+            assert_eq!(Event::decode(&good[..len]), None, "truncated to {len} bytes");
+        }
+        let mut padded = good.clone();
+        padded.push(0);
+        assert_eq!(Event::decode(&padded), None);
+        // Kind, form, operation, state: where each stands, and the numbers it may have.
+        for (at, good_numbers) in [(44, 1..=4), (45, 1..=4), (46, 1..=2), (49, 1..=9)] {
+            for number in 0..=255 {
+                let mut item = good.clone();
+                item[at] = number;
+                assert_eq!(
+                    Event::decode(&item).is_some(),
+                    good_numbers.contains(&number),
+                    "{number} at {at}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn counters_are_numbered_in_order_and_named_apart() {
+        for (number, counter) in Counter::ALL.into_iter().enumerate() {
+            assert_eq!(counter as usize, number);
+        }
+        let mut names = Counter::ALL.map(Counter::name);
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
     }
 }

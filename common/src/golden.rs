@@ -1,1 +1,956 @@
-//! golden
+//! The golden frames: one table of frame kind × state, with one cell for each pair, and every cell behind each
+//! kind of tag. It is run through the verdict on the host, through the loaded program and over veth, and the
+//! three have to agree with it.
+//!
+//! What is expected is written down here and built byte by byte; nothing in this file calls the code under test.
+
+use crate::{
+    abi::{AddressKey, Counter, Event, EventKind, Port},
+    net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
+    state::{State, StateWord},
+    verdict::{Entry, Tables},
+    wire::arp::Form,
+};
+
+/// The address that the rows are about.
+pub const ADDRESS: [u8; 4] = [192, 0, 2, 10];
+/// A second managed address, online and local wherever [`ADDRESS`] is managed.
+pub const SECOND: [u8; 4] = [192, 0, 2, 11];
+/// An address that nobody manages: the asker's.
+pub const ASKER: [u8; 4] = [192, 0, 2, 77];
+/// Another one.
+pub const GATEWAY: [u8; 4] = [192, 0, 2, 1];
+/// The MAC that the state word says to answer with. It is not the port's, as on a bond member.
+pub const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The port's MAC.
+pub const PORT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The MAC of another port of this host.
+pub const SIBLING_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+/// Whoever asks, claims or probes.
+pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+/// A host that puts other hosts' ARP on the wire.
+pub const PROXY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x55];
+/// Somebody else, to whom a frame was flooded.
+pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x44];
+/// Broadcast.
+pub const BROADCAST: [u8; 6] = [0xff; 6];
+
+/// Index of the port that the frames come in on: that of the loopback interface, which the kernel's test-run
+/// names when it is not told otherwise.
+pub const PORT_INDEX: u32 = 1;
+/// Index of the logical interface of that port.
+pub const INTERFACE: u32 = 9;
+/// Slot of [`ADDRESS`]; that of [`SECOND`] is the next.
+pub const SLOT: u32 = 5;
+/// Generation in the state words.
+pub const GENERATION: u8 = 0xa5;
+/// What padding is filled with: it has to come back as it was.
+const PADDING: u8 = 0x5a;
+
+/// Kinds of frames: each branch of the rules for the datapath has at least one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[expect(missing_docs, reason = "the table says what each is")]
+pub enum Kind {
+    Request,
+    RequestUnpadded,
+    RequestToOurMac,
+    RequestToPortMac,
+    RequestFlooded,
+    RequestToGroup,
+    RequestIeee802,
+    RequestProxied,
+    Probe,
+    Poll,
+    PollFlooded,
+    ProbeProxied,
+    ProbeEchoed,
+    ProbeBySibling,
+    ClaimByRequestForm,
+    ClaimByReplyForm,
+    ClaimByPlainReply,
+    ClaimAskingElsewhere,
+    ClaimAskingSecond,
+    ClaimProxied,
+    EchoAsking,
+    EchoOfPortAsking,
+    EchoAnnouncing,
+    EchoOfPortAnnouncing,
+    EchoReplying,
+    SiblingAsking,
+    SiblingAnnouncing,
+    SiblingReplying,
+    ZeroSenderMac,
+    GroupSenderMac,
+    ZeroSource,
+    GroupSource,
+    MulticastSender,
+    LoopbackSender,
+    BroadcastSender,
+    ReservedSender,
+    ProbeByZeroMac,
+    AnnouncementByZeroMac,
+    ReplyByZeroMac,
+    ReplyOfNobody,
+    ReplyOfOthers,
+    AnnouncementOfNobody,
+    RequestForOthers,
+    Truncated,
+    WrongHardware,
+    WrongProtocol,
+    WrongHardwareLength,
+    WrongProtocolLength,
+    WrongOperation,
+    InactivePort,
+    UnknownPort,
+    NotArp,
+    BehindThreeTags,
+}
+
+/// States of [`ADDRESS`], one for each column of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Column {
+    /// State; `None` where neither address is managed.
+    pub state: Option<State>,
+    /// Whether the address is configured in this network namespace.
+    pub local: bool,
+    /// The lease: 0 for none; else one that is past, or will never be.
+    pub lease_until_ns: u64,
+}
+
+const PAST: u64 = 1;
+const STANDS: u64 = u64::MAX;
+/// The time in [`World`]: later than [`PAST`], as any kernel's clock is.
+const NOW: u64 = 1_000_000_000;
+
+const fn column(state: State, local: bool, lease_until_ns: u64) -> Column {
+    Column { state: Some(state), local, lease_until_ns }
+}
+
+/// The columns, in the order of the table, whose head names them by letters: an `l` says local, `+` a lease that
+/// stands, `-` one that is past.
+pub const COLUMNS: [Column; 27] = [
+    Column { state: None, local: false, lease_until_ns: 0 },
+    column(State::Watched, false, 0),
+    column(State::Watched, true, 0),
+    column(State::Probing, false, 0),
+    column(State::Probing, true, 0),
+    column(State::Announcing, false, 0),
+    column(State::Announcing, true, 0),
+    column(State::Online, false, 0),
+    column(State::Online, true, 0),
+    column(State::Contested, false, 0),
+    column(State::Contested, true, 0),
+    column(State::Yielding, false, 0),
+    column(State::Yielding, true, 0),
+    column(State::Suspended, false, 0),
+    column(State::Suspended, true, 0),
+    column(State::Refused, false, 0),
+    column(State::Refused, true, 0),
+    column(State::Lost, false, 0),
+    column(State::Lost, true, 0),
+    column(State::Online, false, STANDS),
+    column(State::Online, true, STANDS),
+    column(State::Announcing, false, PAST),
+    column(State::Announcing, true, PAST),
+    column(State::Online, false, PAST),
+    column(State::Online, true, PAST),
+    column(State::Contested, false, PAST),
+    column(State::Contested, true, PAST),
+];
+
+/// Kind, why the row is as it is, and a cell for each of [`COLUMNS`]: first what becomes of the frame (see
+/// [`outcome`]), then what it tells (see [`sees`]).
+#[rustfmt::skip]
+const TABLE: [(Kind, &str, &str); 53] = [
+    //   -- w  wl p  pl a  al o  ol c  cl y  yl s  sl r  rl x  xl o+ l+ a- l- o- l- c- l-   (x: lost)
+    (Kind::Request, "whoever asks for an address that may answer gets an answer; where it may not, a local one is silent",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::RequestUnpadded, "the shortest frame that holds a request is answered in its own length",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::RequestToOurMac, "a unicast request refreshes a cache entry (RFC 1122 2.3.2.1) and is answered",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::RequestToPortMac, "the port's own MAC is ours too, whatever MAC the address is answered with",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::RequestFlooded, "a request to somebody else's MAC is not for us to answer; the shield drops it all the same",
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+    (Kind::RequestToGroup, "a group that is not broadcast is not our MAC",
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+    (Kind::RequestIeee802, "Linux takes hardware type 6 for Ethernet, so it is answered and shielded; the reply keeps the type (RFC 826)",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::RequestProxied, "the answer goes to the Ethernet source, and inside to the ARP sender",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::Probe, "a probe is answered and reported where the address is ours, and a conflict while we probe too (RFC 5227 2.1.1)",
+        "U. N. N. NP DP AP AP AP AP AP AP N. D. N. D. N. D. N. D. AP AP N. D. N. D. N. D."),
+    (Kind::Poll, "a unicast probe is a poll: answered, no conflict",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::PollFlooded, "somebody else's poll",
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+    (Kind::ProbeProxied, "a probe whose two sources differ was not sent by a host that probes for itself: answered, no conflict",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::ProbeEchoed, "our own probe that comes back is no conflict (RFC 5227 2.1.1, note)",
+        "Ue NE NE NE DE AE AE AE AE AE AE NE DE NE DE NE DE NE DE AE AE NE DE NE DE NE DE"),
+    (Kind::ProbeBySibling, "this host's other port probes: no conflict",
+        "U. NS NS NS DS AS AS AS AS AS AS NS DS NS DS NS DS NS DS AS AS NS DS NS DS NS DS"),
+    (Kind::ClaimByRequestForm, "a gratuitous request claims and asks nothing, but Linux would answer it for a local address",
+        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc"),
+    (Kind::ClaimByReplyForm, "a gratuitous reply claims; no host answers a reply",
+        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc"),
+    (Kind::ClaimByPlainReply, "an answer to us from the address claims it (RFC 5227 2.1.1, 2.4)",
+        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc"),
+    (Kind::ClaimAskingElsewhere, "a request from the address claims it, whatever it asks for",
+        "U. Uc Uc UC UC UC UC UC UC UC UC Uc Uc Uc Uc Uc Uc Uc Uc UC UC Uc Uc Uc Uc Uc Uc"),
+    (Kind::ClaimAskingSecond, "a claim that asks for another address of ours is a question too",
+        "U. Ac Ac AC AC AC AC AC AC AC AC Ac Ac Ac Ac Ac Ac Ac Ac AC AC Ac Ac Ac Ac Ac Ac"),
+    (Kind::ClaimProxied, "a claim on behalf of another host is one; both MACs are told",
+        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc"),
+    (Kind::EchoAsking, "our own who-has from the address comes back: an echo, no conflict",
+        "U. UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE"),
+    (Kind::EchoOfPortAsking, "with the port's MAC as sender it is an echo whoever it is from, and a request still",
+        "Ue Ne Ne Ne De Ae Ae Ae Ae Ae Ae Ne De Ne De Ne De Ne De Ae Ae Ne De Ne De Ne De"),
+    (Kind::EchoAnnouncing, "our own announcement comes back: an echo, no conflict",
+        "G. GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE"),
+    (Kind::EchoOfPortAnnouncing, "the same with the port's MAC",
+        "Ge GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE"),
+    (Kind::EchoReplying, "our own reply comes back",
+        "R. RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE"),
+    (Kind::SiblingAsking, "this host's other port asks: a request like any other",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::SiblingAnnouncing, "this host's other port announces: no conflict",
+        "G. GS GS GS DS GS GS GS GS GS GS GS DS GS DS GS DS GS DS GS GS GS DS GS DS GS DS"),
+    (Kind::SiblingReplying, "this host's other port replies: no conflict",
+        "R. RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS"),
+    (Kind::ZeroSenderMac, "no host has MAC zero; Linux would answer it",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::GroupSenderMac, "no host has a group MAC; Linux would answer it",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::ZeroSource, "no host sends from MAC zero",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::GroupSource, "no host sends from a group MAC",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::MulticastSender, "no host has a multicast address",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::LoopbackSender, "127/8 never leaves a host",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::BroadcastSender, "no host has the broadcast address",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::ReservedSender, "the rest of 240/4 is in use in places: a request like any other",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+    (Kind::ProbeByZeroMac, "a probe that no host can have sent: no conflict",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::AnnouncementByZeroMac, "a claim that no host can have made: no conflict",
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+    (Kind::ReplyByZeroMac, "the same as a reply",
+        "B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B."),
+    (Kind::ReplyOfNobody, "a reply from 0.0.0.0 means nothing",
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
+    (Kind::ReplyOfOthers, "an answer to us from an address that is not managed",
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
+    (Kind::AnnouncementOfNobody, "an announcement of 0.0.0.0 means nothing",
+        "G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G."),
+    (Kind::RequestForOthers, "what is not managed is left alone",
+        "U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U."),
+    (Kind::Truncated, "one byte is missing: nothing of it can be trusted, and Linux drops it too",
+        "T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T."),
+    (Kind::WrongHardware, "ARP for InfiniBand (type 32)",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+    (Kind::WrongProtocol, "ARP for something that is not IPv4",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+    (Kind::WrongHardwareLength, "hardware addresses of eight bytes",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+    (Kind::WrongProtocolLength, "protocol addresses of sixteen bytes",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+    (Kind::WrongOperation, "neither request nor reply: RARP's request",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+    (Kind::InactivePort, "an inactive bond member must not answer a second time",
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
+    (Kind::UnknownPort, "a port that user space has not named is not acted on",
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
+    (Kind::NotArp, "other traffic passes, uncounted",
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
+    (Kind::BehindThreeTags, "ARP behind more than two tags is other traffic",
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
+];
+
+/// What a letter of the table says of the frame: the counter, and what the program returns.
+fn outcome(letter: u8) -> (Option<Counter>, Action) {
+    match letter {
+        b'A' => (Some(Counter::Answered), Action::Answer),
+        b'D' => (Some(Counter::Shielded), Action::Drop),
+        b'T' => (Some(Counter::Truncated), Action::Pass),
+        b'H' => (Some(Counter::BadHeader), Action::Pass),
+        b'B' => (Some(Counter::BadSender), Action::Pass),
+        b'G' => (Some(Counter::Gratuitous), Action::Pass),
+        b'R' => (Some(Counter::Reply), Action::Pass),
+        b'O' => (Some(Counter::OtherDestination), Action::Pass),
+        b'N' => (Some(Counter::NotAnswering), Action::Pass),
+        b'U' => (Some(Counter::Unmanaged), Action::Pass),
+        b'I' => (Some(Counter::InactivePort), Action::Pass),
+        b'-' => (None, Action::Pass),
+        other => panic!("{:?} is no outcome", char::from(other)),
+    }
+}
+
+/// What a letter of the table says that the frame tells.
+fn sees(letter: u8) -> Sees {
+    match letter {
+        b'.' => Sees::Nothing,
+        b'C' => Sees::Conflict,
+        b'c' => Sees::Claim,
+        b'P' => Sees::Probe,
+        b'E' => Sees::Echo,
+        b'e' => Sees::EchoOfOthers,
+        b'S' => Sees::Sibling,
+        other => panic!("{:?} is no sighting", char::from(other)),
+    }
+}
+
+/// What the program returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// XDP_PASS, the frame as it was.
+    Pass,
+    /// XDP_DROP.
+    Drop,
+    /// XDP_TX, the frame turned into its answer.
+    Answer,
+}
+
+/// What a frame tells of [`ADDRESS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sees {
+    /// Nothing.
+    Nothing,
+    /// A claim for an address that is ours or probed for.
+    Conflict,
+    /// A claim for another one.
+    Claim,
+    /// Another host's probe that matters.
+    Probe,
+    /// An echo from the address, or of a probe for it.
+    Echo,
+    /// An echo of this port that has nothing to do with a managed address.
+    EchoOfOthers,
+    /// A frame of another port of this host.
+    Sibling,
+}
+
+/// The tags of the frame, and the VLAN of the address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Tags {
+    None,
+    Priority,
+    Customer,
+    Service,
+    Stacked,
+    PriorityThenCustomer,
+    OtherId,
+    OtherType,
+    OtherInner,
+    FrameOnlyTagged,
+    AddressOnlyTagged,
+}
+
+impl Tags {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::None,
+        Self::Priority,
+        Self::Customer,
+        Self::Service,
+        Self::Stacked,
+        Self::PriorityThenCustomer,
+        Self::OtherId,
+        Self::OtherType,
+        Self::OtherInner,
+        Self::FrameOnlyTagged,
+        Self::AddressOnlyTagged,
+    ];
+
+    /// The tags as on the wire (priority bits included), the VLAN that they mean, and that of the address.
+    fn parts(self) -> (&'static [[u8; 4]], Vlan, Vlan) {
+        const PRIORITY: [u8; 4] = [0x81, 0x00, 0xa0, 0x00];
+        const CUSTOMER_100: [u8; 4] = [0x81, 0x00, 0x60, 0x64];
+        const CUSTOMER_200: [u8; 4] = [0x81, 0x00, 0x00, 0xc8];
+        const SERVICE_100: [u8; 4] = [0x88, 0xa8, 0xe0, 0x64];
+        const UNTAGGED: Vlan = Vlan { outer: 0, inner: 0 };
+        const C100: Vlan = Vlan { outer: 100, inner: 0 };
+        const C200: Vlan = Vlan { outer: 200, inner: 0 };
+        const S100: Vlan = Vlan { outer: 100 | SERVICE_TAG, inner: 0 };
+        const S100_C200: Vlan = Vlan { outer: 100 | SERVICE_TAG, inner: 200 };
+        match self {
+            Self::None => (&[], UNTAGGED, UNTAGGED),
+            Self::Priority => (&[PRIORITY], UNTAGGED, UNTAGGED),
+            Self::Customer => (&[CUSTOMER_100], C100, C100),
+            Self::Service => (&[SERVICE_100], S100, S100),
+            Self::Stacked => (&[SERVICE_100, CUSTOMER_200], S100_C200, S100_C200),
+            Self::PriorityThenCustomer => (&[PRIORITY, CUSTOMER_100], C100, C100),
+            Self::OtherId => (&[CUSTOMER_200], C200, C100),
+            Self::OtherType => (&[SERVICE_100], S100, C100),
+            Self::OtherInner => (&[SERVICE_100, CUSTOMER_200], S100_C200, S100),
+            Self::FrameOnlyTagged => (&[CUSTOMER_100], C100, UNTAGGED),
+            Self::AddressOnlyTagged => (&[], UNTAGGED, C100),
+        }
+    }
+}
+
+/// What the maps hold when the frame comes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct World {
+    /// The managed addresses.
+    pub addresses: Vec<(AddressKey, Entry)>,
+    /// The port with index [`PORT_INDEX`], if user space has named it.
+    pub port: Option<Port>,
+    /// MACs of this host.
+    pub own_macs: Vec<MacAddr>,
+}
+
+impl Tables for World {
+    fn address(&self, key: &AddressKey) -> Option<Entry> {
+        self.addresses.iter().find(|(there, _)| there == key).map(|(_, entry)| *entry)
+    }
+
+    fn is_own(&self, mac: MacAddr) -> bool {
+        self.own_macs.contains(&mac)
+    }
+
+    fn now_ns(&self) -> u64 {
+        NOW
+    }
+}
+
+/// A cell of the table behind one kind of tags: a frame, a world, and what has to come of the two.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// Kind of the frame.
+    pub kind: Kind,
+    /// State of the address.
+    pub column: Column,
+    /// Tags.
+    pub tags: Tags,
+    /// Why it is so.
+    pub why: &'static str,
+    /// The frame.
+    pub frame: Vec<u8>,
+    /// What the maps hold.
+    pub world: World,
+    /// What the program returns.
+    pub action: Action,
+    /// The frame afterwards.
+    pub out: Vec<u8>,
+    /// The counter of its outcome; ARP alone has one.
+    pub counter: Option<Counter>,
+    /// What it tells.
+    pub sees: Sees,
+    /// The event of it, if it is the first frame ever seen of the address; its time is 0 here.
+    pub event: Option<Event>,
+}
+
+impl Row {
+    /// Name for messages.
+    pub fn name(&self) -> String {
+        let Column { state, local, lease_until_ns, .. } = self.column;
+        let state = state.map_or("unmanaged", State::name);
+        let local = if local { ", local" } else { "" };
+        let lease = match lease_until_ns {
+            0 => "",
+            PAST => ", lease past",
+            _ => ", lease stands",
+        };
+        format!("{:?}, {state}{local}{lease}, tags {:?}: {}", self.kind, self.tags, self.why)
+    }
+
+    /// The counter of what it tells.
+    pub const fn sighting_counter(&self) -> Option<Counter> {
+        match self.sees {
+            Sees::Nothing => None,
+            Sees::Conflict | Sees::Claim => Some(Counter::Claims),
+            Sees::Probe => Some(Counter::Probes),
+            Sees::Echo | Sees::EchoOfOthers => Some(Counter::Echoes),
+            Sees::Sibling => Some(Counter::Siblings),
+        }
+    }
+}
+
+/// All rows: each cell of the table behind each kind of tags.
+///
+/// # Panics
+/// If a kind has not exactly one cell for each column.
+pub fn rows() -> Vec<Row> {
+    let mut rows = Vec::with_capacity(TABLE.len() * COLUMNS.len() * Tags::ALL.len());
+    for (kind, why, cells) in TABLE {
+        let cells: Vec<&str> = cells.split(' ').collect();
+        assert_eq!(cells.len(), COLUMNS.len(), "{kind:?} has a cell for each column");
+        for (cell, column) in cells.iter().zip(COLUMNS) {
+            for tags in Tags::ALL {
+                let (_, frame_vlan, address_vlan) = tags.parts();
+                // In another VLAN the address is not managed, whatever its state in its own.
+                let cell = if frame_vlan == address_vlan { cell } else { cells[0] };
+                rows.push(row(kind, why, column, tags, cell));
+            }
+        }
+    }
+    rows
+}
+
+fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) -> Row {
+    let recipe = recipe(kind);
+    let (wire_tags, vlan, address_vlan) = tags.parts();
+    let frame = recipe.bytes(wire_tags);
+    let [first, second] = *cell.as_bytes() else { panic!("{kind:?}: a cell is two letters, not {cell:?}") };
+    let (counter, action) = outcome(first);
+    let sees = sees(second);
+    let out = match action {
+        Action::Answer => recipe.answer().bytes(wire_tags),
+        Action::Pass | Action::Drop => frame.clone(),
+    };
+    let port = Port {
+        mac: MacAddr::new(PORT_MAC),
+        interface: INTERFACE,
+        flags: if kind == Kind::InactivePort { 0 } else { Port::ACCEPT },
+    };
+    let world = World {
+        addresses: column.state.map_or(Vec::new(), |state| {
+            let flags = |local| if local { StateWord::LOCAL } else { 0 };
+            let mac = MacAddr::new(OUR_MAC);
+            let entry = |slot, state, local, lease_until_ns| {
+                let word = StateWord::new(mac, state, flags(local), GENERATION);
+                Entry { slot, word, lease_until_ns }
+            };
+            let key = |address| AddressKey {
+                interface: INTERFACE,
+                vlan: address_vlan,
+                address: Ipv4::new(address),
+            };
+            vec![
+                (key(ADDRESS), entry(SLOT, state, column.local, column.lease_until_ns)),
+                (key(SECOND), entry(SLOT + 1, State::Online, true, 0)),
+            ]
+        }),
+        port: (kind != Kind::UnknownPort).then_some(port),
+        own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
+    };
+    let event = match sees {
+        Sees::Nothing | Sees::EchoOfOthers => None,
+        Sees::Conflict | Sees::Claim => Some((EventKind::Claim, Event::OWNER_CHANGED)),
+        Sees::Probe => Some((EventKind::Probe, 0)),
+        Sees::Echo => Some((EventKind::Echo, 0)),
+        Sees::Sibling => Some((EventKind::Echo, Event::SIBLING)),
+    }
+    .map(|(event_kind, flags)| Event {
+        kernel_time_ns: 0,
+        count: 1,
+        slot: SLOT,
+        interface: INTERFACE,
+        vlan,
+        address: Ipv4::new(ADDRESS),
+        claimant: recipe.sender_mac,
+        ethernet_source: recipe.source,
+        kind: event_kind as u8,
+        form: form(kind) as u8,
+        operation: recipe.operation,
+        flags,
+        generation: GENERATION,
+        state: column.state.map_or(0, |state| state as u8),
+        pad: [0; 6],
+    });
+    Row { kind, column, tags, why, frame, world, action, out, counter, sees, event }
+}
+
+/// The form that events name for the kinds that have events.
+fn form(kind: Kind) -> Form {
+    match kind {
+        Kind::Probe | Kind::ProbeEchoed | Kind::ProbeBySibling => Form::Probe,
+        Kind::ClaimByPlainReply | Kind::EchoReplying | Kind::SiblingReplying => Form::Reply,
+        Kind::ClaimAskingElsewhere | Kind::ClaimAskingSecond | Kind::EchoAsking => Form::Request,
+        Kind::ClaimByRequestForm
+        | Kind::ClaimByReplyForm
+        | Kind::ClaimProxied
+        | Kind::EchoAnnouncing
+        | Kind::EchoOfPortAnnouncing
+        | Kind::SiblingAnnouncing => Form::Announcement,
+        Kind::Request
+        | Kind::RequestUnpadded
+        | Kind::RequestToOurMac
+        | Kind::RequestToPortMac
+        | Kind::RequestFlooded
+        | Kind::RequestToGroup
+        | Kind::RequestIeee802
+        | Kind::RequestProxied
+        | Kind::Poll
+        | Kind::PollFlooded
+        | Kind::ProbeProxied
+        | Kind::EchoOfPortAsking
+        | Kind::SiblingAsking
+        | Kind::ZeroSenderMac
+        | Kind::GroupSenderMac
+        | Kind::ZeroSource
+        | Kind::GroupSource
+        | Kind::MulticastSender
+        | Kind::LoopbackSender
+        | Kind::BroadcastSender
+        | Kind::ReservedSender
+        | Kind::ProbeByZeroMac
+        | Kind::AnnouncementByZeroMac
+        | Kind::ReplyByZeroMac
+        | Kind::ReplyOfNobody
+        | Kind::ReplyOfOthers
+        | Kind::AnnouncementOfNobody
+        | Kind::RequestForOthers
+        | Kind::Truncated
+        | Kind::WrongHardware
+        | Kind::WrongProtocol
+        | Kind::WrongHardwareLength
+        | Kind::WrongProtocolLength
+        | Kind::WrongOperation
+        | Kind::InactivePort
+        | Kind::UnknownPort
+        | Kind::NotArp
+        | Kind::BehindThreeTags => panic!("{kind:?} has no event"),
+    }
+}
+
+/// The fields of a frame.
+#[derive(Clone, Copy)]
+struct Recipe {
+    destination: [u8; 6],
+    source: [u8; 6],
+    /// Tags beside those of the row.
+    more_tags: &'static [[u8; 4]],
+    ethertype: [u8; 2],
+    hardware: u8,
+    protocol: [u8; 2],
+    hardware_len: u8,
+    protocol_len: u8,
+    operation: u8,
+    sender_mac: [u8; 6],
+    sender_ip: [u8; 4],
+    target_mac: [u8; 6],
+    target_ip: [u8; 4],
+    /// Length without tags.
+    len: usize,
+}
+
+impl Recipe {
+    fn bytes(&self, tags: &[[u8; 4]]) -> Vec<u8> {
+        let mut frame = Vec::with_capacity(72);
+        frame.extend(self.destination);
+        frame.extend(self.source);
+        for tag in tags.iter().chain(self.more_tags) {
+            frame.extend(tag);
+        }
+        let before = frame.len() - 12;
+        frame.extend(self.ethertype);
+        frame.extend([0, self.hardware]);
+        frame.extend(self.protocol);
+        frame.extend([self.hardware_len, self.protocol_len, 0, self.operation]);
+        frame.extend(self.sender_mac);
+        frame.extend(self.sender_ip);
+        frame.extend(self.target_mac);
+        frame.extend(self.target_ip);
+        frame.resize(self.len + before, PADDING);
+        frame
+    }
+
+    /// The answer to it (RFC 826): [`OUR_MAC`] has the target address.
+    fn answer(&self) -> Self {
+        Self {
+            destination: self.source,
+            source: OUR_MAC,
+            operation: 2,
+            sender_mac: OUR_MAC,
+            sender_ip: self.target_ip,
+            target_mac: self.sender_mac,
+            target_ip: self.sender_ip,
+            ..*self
+        }
+    }
+}
+
+/// A broadcast request of the stranger for [`ADDRESS`].
+const REQUEST: Recipe = Recipe {
+    destination: BROADCAST,
+    source: STRANGER_MAC,
+    more_tags: &[],
+    ethertype: [0x08, 0x06],
+    hardware: 1,
+    protocol: [0x08, 0x00],
+    hardware_len: 6,
+    protocol_len: 4,
+    operation: 1,
+    sender_mac: STRANGER_MAC,
+    sender_ip: ASKER,
+    target_mac: [0; 6],
+    target_ip: ADDRESS,
+    len: 60,
+};
+const PROBE: Recipe = Recipe { sender_ip: [0; 4], ..REQUEST };
+const ANNOUNCEMENT: Recipe = Recipe { sender_ip: ADDRESS, ..REQUEST };
+/// An answer of the stranger to us: it has [`ADDRESS`].
+const REPLY: Recipe = Recipe {
+    destination: OUR_MAC,
+    operation: 2,
+    sender_ip: ADDRESS,
+    target_mac: OUR_MAC,
+    target_ip: ASKER,
+    ..REQUEST
+};
+const ZERO: [u8; 6] = [0; 6];
+const GROUP: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
+
+fn recipe(kind: Kind) -> Recipe {
+    match kind {
+        Kind::Request | Kind::InactivePort | Kind::UnknownPort => REQUEST,
+        Kind::RequestUnpadded => Recipe { len: 42, ..REQUEST },
+        Kind::RequestToOurMac => Recipe { destination: OUR_MAC, ..REQUEST },
+        Kind::RequestToPortMac => Recipe { destination: PORT_MAC, ..REQUEST },
+        Kind::RequestFlooded => Recipe { destination: OTHER_MAC, ..REQUEST },
+        Kind::RequestToGroup => Recipe { destination: GROUP, ..REQUEST },
+        Kind::RequestIeee802 => Recipe { hardware: 6, ..REQUEST },
+        Kind::RequestProxied => Recipe { source: PROXY_MAC, ..REQUEST },
+        Kind::Probe => PROBE,
+        Kind::Poll => Recipe { destination: OUR_MAC, ..PROBE },
+        Kind::PollFlooded => Recipe { destination: OTHER_MAC, ..PROBE },
+        Kind::ProbeProxied => Recipe { source: PROXY_MAC, ..PROBE },
+        Kind::ProbeEchoed => Recipe { source: PORT_MAC, sender_mac: PORT_MAC, ..PROBE },
+        Kind::ProbeBySibling => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..PROBE },
+        Kind::ClaimByRequestForm => ANNOUNCEMENT,
+        Kind::ClaimByReplyForm => Recipe { operation: 2, target_mac: STRANGER_MAC, ..ANNOUNCEMENT },
+        Kind::ClaimByPlainReply => REPLY,
+        Kind::ClaimAskingElsewhere => Recipe { target_ip: GATEWAY, ..ANNOUNCEMENT },
+        Kind::ClaimAskingSecond => Recipe { target_ip: SECOND, ..ANNOUNCEMENT },
+        Kind::ClaimProxied => Recipe { source: PROXY_MAC, ..ANNOUNCEMENT },
+        Kind::EchoAsking => {
+            Recipe { source: OUR_MAC, sender_mac: OUR_MAC, target_ip: GATEWAY, ..ANNOUNCEMENT }
+        }
+        Kind::EchoOfPortAsking => Recipe { source: PORT_MAC, sender_mac: PORT_MAC, ..REQUEST },
+        Kind::EchoAnnouncing => Recipe { source: OUR_MAC, sender_mac: OUR_MAC, ..ANNOUNCEMENT },
+        Kind::EchoOfPortAnnouncing => Recipe { source: PORT_MAC, sender_mac: PORT_MAC, ..ANNOUNCEMENT },
+        Kind::EchoReplying => Recipe { source: OUR_MAC, sender_mac: OUR_MAC, ..REPLY },
+        Kind::SiblingAsking => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..REQUEST },
+        Kind::SiblingAnnouncing => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..ANNOUNCEMENT },
+        Kind::SiblingReplying => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..REPLY },
+        Kind::ZeroSenderMac => Recipe { sender_mac: ZERO, ..REQUEST },
+        Kind::GroupSenderMac => Recipe { sender_mac: GROUP, ..REQUEST },
+        Kind::ZeroSource => Recipe { source: ZERO, ..REQUEST },
+        Kind::GroupSource => Recipe { source: GROUP, ..REQUEST },
+        Kind::MulticastSender => Recipe { sender_ip: [239, 1, 2, 3], ..REQUEST },
+        Kind::LoopbackSender => Recipe { sender_ip: [127, 0, 0, 1], ..REQUEST },
+        Kind::BroadcastSender => Recipe { sender_ip: [255; 4], ..REQUEST },
+        Kind::ReservedSender => Recipe { sender_ip: [240, 0, 0, 1], ..REQUEST },
+        Kind::ProbeByZeroMac => Recipe { sender_mac: ZERO, ..PROBE },
+        Kind::AnnouncementByZeroMac => Recipe { sender_mac: ZERO, ..ANNOUNCEMENT },
+        Kind::ReplyByZeroMac => Recipe { sender_mac: ZERO, ..REPLY },
+        Kind::ReplyOfNobody => Recipe { sender_ip: [0; 4], target_ip: ADDRESS, ..REPLY },
+        Kind::ReplyOfOthers => Recipe { sender_ip: GATEWAY, target_ip: ADDRESS, ..REPLY },
+        Kind::AnnouncementOfNobody => Recipe { sender_ip: [0; 4], target_ip: [0; 4], ..REQUEST },
+        Kind::RequestForOthers => Recipe { target_ip: GATEWAY, ..REQUEST },
+        Kind::Truncated => Recipe { len: 41, ..REQUEST },
+        Kind::WrongHardware => Recipe { hardware: 32, ..REQUEST },
+        Kind::WrongProtocol => Recipe { protocol: [0x86, 0xdd], ..REQUEST },
+        Kind::WrongHardwareLength => Recipe { hardware_len: 8, ..REQUEST },
+        Kind::WrongProtocolLength => Recipe { protocol_len: 16, ..REQUEST },
+        Kind::WrongOperation => Recipe { operation: 3, ..REQUEST },
+        Kind::NotArp => Recipe { ethertype: [0x08, 0x00], ..REQUEST },
+        Kind::BehindThreeTags => Recipe { more_tags: &[[0x81, 0x00, 0x00, 0x64]; 3], ..REQUEST },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        verdict::{Outcome, Sighting, Verdict, verdict},
+        wire::{
+            arp::{self, Outgoing, Parsed, parse},
+            view_mut,
+        },
+    };
+
+    #[test]
+    fn every_kind_has_one_row_and_every_cell_is_there_once() {
+        let mut kinds: Vec<Kind> = TABLE.iter().map(|(kind, ..)| *kind).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), TABLE.len(), "no kind has two rows");
+        // The last kind's number, and so the number of kinds: `Kind` has no values of its own.
+        assert_eq!(kinds.len(), Kind::BehindThreeTags as usize + 1, "each kind has a row");
+        for state in State::ALL {
+            for local in [false, true] {
+                let there = |c: &Column| c.state == Some(state) && c.local == local && c.lease_until_ns == 0;
+                assert_eq!(COLUMNS.iter().filter(|c| there(c)).count(), 1, "{state:?} has its two columns");
+                let past =
+                    |c: &Column| c.state == Some(state) && c.local == local && c.lease_until_ns == PAST;
+                assert_eq!(COLUMNS.iter().filter(|c| past(c)).count(), usize::from(state.may_answer()));
+            }
+        }
+        assert_eq!(rows().len(), TABLE.len() * COLUMNS.len() * Tags::ALL.len());
+    }
+
+    #[test]
+    fn every_outcome_and_every_sighting_is_in_the_table() {
+        let rows = rows();
+        for counter in Counter::ALL {
+            let there =
+                rows.iter().any(|r| r.counter == Some(counter) || r.sighting_counter() == Some(counter));
+            assert_eq!(there, counter != Counter::EventsLost, "{counter:?}");
+        }
+        for sees in [
+            Sees::Nothing,
+            Sees::Conflict,
+            Sees::Claim,
+            Sees::Probe,
+            Sees::Echo,
+            Sees::EchoOfOthers,
+            Sees::Sibling,
+        ] {
+            assert!(rows.iter().any(|r| r.sees == sees), "{sees:?}");
+        }
+    }
+
+    #[test]
+    fn the_verdict_on_each_golden_frame_is_the_one_in_the_table() {
+        for row in rows() {
+            let name = row.name();
+            let mut out = row.frame.clone();
+            let (counter, action, sighting) = match parse(row.frame.as_slice()) {
+                Parsed::NotArp => (None, Action::Pass, Sighting::None),
+                Parsed::Truncated => (Some(Counter::Truncated), Action::Pass, Sighting::None),
+                Parsed::BadHeader => (Some(Counter::BadHeader), Action::Pass, Sighting::None),
+                Parsed::Arp(frame) => {
+                    let verdict = row.world.port.map_or(
+                        Verdict { outcome: Outcome::InactivePort, sighting: Sighting::None },
+                        |port| verdict(&frame, &port, &row.world),
+                    );
+                    let action = match verdict.outcome {
+                        Outcome::Answered { slot, mac } => {
+                            assert!(slot == SLOT || slot == SLOT + 1, "{name}");
+                            let (ethernet, packet) = out.split_at_mut(frame.arp_at);
+                            arp::reply(
+                                view_mut(ethernet, 0).expect("parsed"),
+                                view_mut(packet, 0).expect("parsed"),
+                                &frame,
+                                mac,
+                            );
+                            Action::Answer
+                        }
+                        Outcome::Shielded { slot } => {
+                            assert_eq!(slot, SLOT, "{name}");
+                            Action::Drop
+                        }
+                        Outcome::Truncated
+                        | Outcome::BadHeader
+                        | Outcome::BadSender
+                        | Outcome::Gratuitous
+                        | Outcome::Reply
+                        | Outcome::OtherDestination
+                        | Outcome::NotAnswering
+                        | Outcome::Unmanaged
+                        | Outcome::InactivePort => Action::Pass,
+                    };
+                    (Some(verdict.outcome.counter()), action, verdict.sighting)
+                }
+            };
+            let (sees, seen) = match sighting {
+                Sighting::None => (Sees::Nothing, None),
+                Sighting::Claim(seen) if seen.contested => (Sees::Conflict, Some(seen)),
+                Sighting::Claim(seen) => (Sees::Claim, Some(seen)),
+                Sighting::Probe(seen) => (Sees::Probe, Some(seen)),
+                Sighting::Echo(None) => (Sees::EchoOfOthers, None),
+                Sighting::Echo(seen) => (Sees::Echo, seen),
+                Sighting::Sibling(seen) => (Sees::Sibling, seen),
+            };
+            assert_eq!(counter, row.counter, "{name}");
+            assert_eq!(action, row.action, "{name}");
+            assert_eq!(out, row.out, "{name}");
+            assert_eq!(sees, row.sees, "{name}");
+            if let Some(seen) = seen {
+                assert_eq!((seen.address, seen.entry.slot), (Ipv4::new(ADDRESS), SLOT), "{name}");
+            }
+        }
+    }
+
+    /// A probe, as bytes.
+    const PROBE_BYTES: [u8; 60] = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0, 0, 0, 0, 0x77, 0x08,
+        0x06, // broadcast, source, ARP
+        0x00, 0x01, 0x08, 0x00, 0x06, 0x04, 0x00, 0x01, // Ethernet, IPv4, 6, 4, request
+        0x02, 0, 0, 0, 0, 0x77, 0, 0, 0, 0, // sender: its MAC, 0.0.0.0
+        0, 0, 0, 0, 0, 0, 192, 0, 2, 10, // target: no MAC, the address
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    /// An announcement in request form behind a service tag 100 and a customer tag 200, as bytes.
+    const ANNOUNCEMENT_BYTES: [u8; 68] = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0, 0, 0, 0, 1, // broadcast, source
+        0x88, 0xa8, 0x00, 0x64, 0x81, 0x00, 0x00, 0xc8, 0x08, 0x06, // tags, ARP
+        0x00, 0x01, 0x08, 0x00, 0x06, 0x04, 0x00, 0x01, // Ethernet, IPv4, 6, 4, request
+        0x02, 0, 0, 0, 0, 1, 192, 0, 2, 10, // sender: its MAC, the address
+        0, 0, 0, 0, 0, 0, 192, 0, 2, 10, // target: no MAC, the address
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    /// An announcement in reply form, as bytes.
+    const REPLY_BYTES: [u8; 60] = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02, 0, 0, 0, 0, 1, 0x08, 0x06, // broadcast, source, ARP
+        0x00, 0x01, 0x08, 0x00, 0x06, 0x04, 0x00, 0x02, // Ethernet, IPv4, 6, 4, reply
+        0x02, 0, 0, 0, 0, 1, 192, 0, 2, 10, // sender: its MAC, the address
+        0x02, 0, 0, 0, 0, 1, 192, 0, 2, 10, // target: the same
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+
+    #[test]
+    fn emitted_frames_are_these_bytes_and_parse_gives_their_fields_back() {
+        let vlan = Vlan { outer: 100 | SERVICE_TAG, inner: 200 };
+        let (us, stranger) = (MacAddr::new(OUR_MAC), MacAddr::new(STRANGER_MAC));
+        let address = Ipv4::new(ADDRESS);
+        for (outgoing, bytes, arp_at, form) in [
+            (Outgoing::probe(stranger, Vlan::UNTAGGED, address), &PROBE_BYTES[..], 14, Form::Probe),
+            (Outgoing::announcement(us, us, vlan, address), &ANNOUNCEMENT_BYTES[..], 22, Form::Announcement),
+            (
+                Outgoing::announcement_reply(us, Vlan::UNTAGGED, address),
+                &REPLY_BYTES[..],
+                14,
+                Form::Announcement,
+            ),
+        ] {
+            let mut buffer = [0xee; Outgoing::MAX_LEN];
+            let len = outgoing.emit(&mut buffer);
+            assert_eq!(&buffer[..len], bytes, "{outgoing:?}");
+            let Parsed::Arp(frame) = parse(bytes) else { panic!("{outgoing:?} is ARP") };
+            let fields = (frame.destination, frame.source, frame.vlan, frame.operation, frame.sender_mac);
+            assert_eq!(
+                fields,
+                (
+                    outgoing.destination,
+                    outgoing.source,
+                    outgoing.vlan,
+                    outgoing.operation,
+                    outgoing.sender_mac
+                )
+            );
+            assert_eq!((frame.sender_ip, frame.target_ip), (outgoing.sender_ip, outgoing.target_ip));
+            assert_eq!((frame.arp_at, frame.form()), (arp_at, form));
+        }
+    }
+
+    #[test]
+    fn a_reply_is_these_bytes() {
+        let row = rows()
+            .into_iter()
+            .find(|row| {
+                (row.kind, row.tags, row.column.state) == (Kind::Probe, Tags::Customer, Some(State::Online))
+            })
+            .expect("the table is complete");
+        let padding = [PADDING; 18];
+        let expected: [&[u8]; 8] = [
+            &[0x02, 0, 0, 0, 0, 0x77, 0x02, 0, 0, 0, 0, 0x01], // to the asker from us
+            &[0x81, 0x00, 0x60, 0x64],                         // the same tag, priority included
+            &[0x08, 0x06, 0x00, 0x01, 0x08, 0x00, 0x06, 0x04], // ARP, Ethernet, IPv4, 6, 4
+            &[0x00, 0x02],                                     // reply
+            &[0x02, 0, 0, 0, 0, 0x01, 192, 0, 2, 10],          // sender: us, the address
+            &[0x02, 0, 0, 0, 0, 0x77, 0, 0, 0, 0],             // target: the asker, which has no address yet
+            &padding,
+            &[],
+        ];
+        assert_eq!(row.out, expected.concat());
+    }
+}

@@ -38,7 +38,6 @@ pub enum Admission {
 ///
 /// Wraps after 8,000 years.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "only equality matters")]
 pub const fn minute(now_ns: u64) -> u32 {
     (now_ns / (60 * NS_PER_SECOND)) as u32
 }
@@ -93,4 +92,97 @@ pub fn admit(
 #[expect(clippy::cast_possible_truncation, reason = "only equality matters")]
 const fn second(now_ns: u64) -> u32 {
     (now_ns / NS_PER_SECOND) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    const SECOND: u64 = NS_PER_SECOND;
+    /// Some time after boot, at the start of a minute.
+    const START: u64 = 7 * 60 * SECOND;
+
+    /// What the program keeps of one address.
+    #[derive(Default)]
+    struct Kept {
+        windows: Windows,
+        claimants: HashMap<(u64, EventKind), Claimant>,
+    }
+
+    impl Kept {
+        fn sighting(&mut self, host: u64, kind: EventKind, now_ns: u64) -> Admission {
+            let remembered = self.claimants.get(&(host, kind)).copied();
+            let (windows, admission) = admit(self.windows, remembered, kind, now_ns);
+            self.windows = windows;
+            if matches!(admission, Admission::Report { .. }) {
+                let claimant = Claimant { frames: 1, told: 1, minute: minute(now_ns), pad: 0 };
+                self.claimants.insert((host, kind), claimant);
+            }
+            admission
+        }
+    }
+
+    #[test]
+    fn the_first_64_claimants_of_a_minute_are_reported_and_the_rest_are_one_flood_a_second() {
+        let mut kept = Kept::default();
+        for host in 0..64 {
+            assert_eq!(kept.sighting(host, EventKind::Claim, START), Admission::Report { repeat: false });
+        }
+        for second in 0..60 {
+            let now = START + second * SECOND;
+            assert_eq!(kept.sighting(64, EventKind::Claim, now), Admission::Flood { due: true });
+            for host in 65..1_000 {
+                assert_eq!(
+                    kept.sighting(host, EventKind::Claim, now + host),
+                    Admission::Flood { due: false }
+                );
+            }
+        }
+        let next = START + 60 * SECOND;
+        assert_eq!(kept.sighting(64, EventKind::Claim, next), Admission::Report { repeat: false });
+    }
+
+    #[test]
+    fn a_claimant_of_an_earlier_minute_is_reported_anew() {
+        let mut kept = Kept::default();
+        assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Report { repeat: false });
+        assert_eq!(kept.sighting(1, EventKind::Claim, START + SECOND), Admission::Report { repeat: true });
+        let next = START + 60 * SECOND;
+        assert_eq!(kept.sighting(1, EventKind::Claim, next), Admission::Report { repeat: false });
+    }
+
+    #[test]
+    fn the_second_conflict_passes_as_a_repeat_and_later_ones_are_folded() {
+        let mut kept = Kept::default();
+        kept.sighting(1, EventKind::Claim, START);
+        for _ in 0..REPEATS_PER_SECOND {
+            assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Report { repeat: true });
+        }
+        assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Fold);
+        assert_eq!(kept.sighting(1, EventKind::Claim, START + SECOND), Admission::Report { repeat: true });
+    }
+
+    #[test]
+    fn a_storm_of_echoes_and_probes_takes_nothing_from_the_claims() {
+        let mut kept = Kept::default();
+        kept.sighting(1, EventKind::Claim, START);
+        kept.sighting(2, EventKind::Probe, START);
+        for _ in 0..100 {
+            kept.sighting(3, EventKind::Echo, START);
+            kept.sighting(2, EventKind::Probe, START);
+        }
+        assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Report { repeat: true });
+    }
+
+    #[test]
+    fn echoes_are_never_a_flood() {
+        let mut kept = Kept::default();
+        for host in 0..64 {
+            kept.sighting(host, EventKind::Claim, START);
+        }
+        assert_eq!(kept.sighting(64, EventKind::Echo, START), Admission::Fold);
+        assert_eq!(kept.sighting(64, EventKind::Claim, START), Admission::Flood { due: true });
+    }
 }

@@ -196,7 +196,7 @@ fn event(facts: &Facts<'_>, kind: EventKind, flags: u8, count: u64) -> Event {
         flags,
         generation: seen.entry.word.generation(),
         state: seen.entry.word.state_number(),
-        pad: [0; 2],
+        pad: [0; 6],
     }
 }
 

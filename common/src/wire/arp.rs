@@ -320,8 +320,8 @@ impl Outgoing {
 
         put(buffer, 0, EthernetHeader::new(self.destination, self.source, type_of(0)));
         let mut at = EthernetHeader::LEN;
-        for n in 0..tags {
-            put(buffer, at, VlanTag::new(halves[n], type_of(n + 1)));
+        for (n, half) in halves.into_iter().enumerate().take(tags) {
+            put(buffer, at, VlanTag::new(half, type_of(n + 1)));
             at += VlanTag::LEN;
         }
         let arp =
@@ -334,5 +334,111 @@ impl Outgoing {
 fn put<T: Wire>(buffer: &mut [u8], at: usize, value: T) {
     if let Some(place) = super::view_mut::<T>(buffer, at) {
         *place = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        abi::{AddressKey, Port},
+        golden,
+        state::{State, StateWord},
+        verdict::{Entry, Tables, verdict},
+        wire::view_mut,
+    };
+
+    fn mac() -> impl Strategy<Value = MacAddr> {
+        any::<[u8; 6]>().prop_map(MacAddr::new)
+    }
+
+    fn ip() -> impl Strategy<Value = Ipv4> {
+        any::<[u8; 4]>().prop_map(Ipv4::new)
+    }
+
+    /// VLANs that a frame can be in: an inner tag only inside an outer one.
+    fn vlan() -> impl Strategy<Value = Vlan> {
+        let half = (1..=4094_u16, prop::sample::select(vec![0, SERVICE_TAG])).prop_map(|(id, tag)| id | tag);
+        prop_oneof![
+            Just(Vlan::UNTAGGED),
+            half.clone().prop_map(|outer| Vlan { outer, inner: 0 }),
+            (half.clone(), half).prop_map(|(outer, inner)| Vlan { outer, inner }),
+        ]
+    }
+
+    /// Every address is managed and may answer.
+    struct Everything;
+
+    impl Tables for Everything {
+        fn address(&self, _: &AddressKey) -> Option<Entry> {
+            let word = StateWord::new(MacAddr::new(golden::OUR_MAC), State::Online, StateWord::LOCAL, 0);
+            Some(Entry { slot: 0, word, lease_until_ns: 0 })
+        }
+        fn is_own(&self, _: MacAddr) -> bool {
+            false
+        }
+        fn now_ns(&self) -> u64 {
+            0
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_that_was_emitted_is_read_back(
+            (destination, source, sender_mac, target_mac) in (mac(), mac(), mac(), mac()),
+            (sender_ip, target_ip) in (ip(), ip()),
+            vlan in vlan(),
+            operation in REQUEST..=REPLY,
+        ) {
+            let outgoing =
+                Outgoing { destination, source, vlan, operation, sender_mac, sender_ip, target_mac, target_ip };
+            let mut buffer = [0; Outgoing::MAX_LEN];
+            let len = outgoing.emit(&mut buffer);
+            let Parsed::Arp(frame) = parse(&buffer[..len]) else { panic!("{outgoing:?} is ARP") };
+            let arp_at = frame.arp_at;
+            prop_assert_eq!(len, arp_at + 46);
+            prop_assert_eq!(
+                frame,
+                Frame { destination, source, vlan, arp_at, operation, sender_mac, sender_ip, target_ip }
+            );
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0..100_usize) {
+            parse(bytes.as_slice());
+            let _ = bytes.as_slice().view::<ArpPacket>(at);
+            let _ = view_mut::<ArpPacket>(&mut bytes.clone(), at);
+        }
+
+        #[test]
+        fn no_frame_that_is_nearly_arp_panics(
+            row in prop::sample::select(golden::rows()),
+            flips in prop::collection::vec((0..72_usize, any::<u8>()), 0..4),
+            len in 0..72_usize,
+        ) {
+            let mut bytes = row.frame;
+            for (at, value) in flips {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            bytes.truncate(len);
+            if let Parsed::Arp(frame) = parse(bytes.as_slice()) {
+                prop_assert!(frame.arp_at + ArpPacket::LEN <= bytes.len());
+                let port =
+                    Port { mac: MacAddr::new(golden::PORT_MAC), interface: 1, flags: Port::ACCEPT };
+                verdict(&frame, &port, &Everything);
+            }
+        }
+    }
+
+    #[test]
+    fn a_view_ends_where_the_frame_does() {
+        let bytes = [0_u8; 30];
+        assert!(bytes.as_slice().view::<ArpPacket>(2).is_some());
+        assert!(bytes.as_slice().view::<ArpPacket>(3).is_none());
+        assert!(bytes.as_slice().view::<ArpPacket>(usize::MAX).is_none());
     }
 }
