@@ -83,10 +83,7 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
                     profile: online.profile,
                     defend: online.defend,
                     // At most 86,400,000, checked by the command line.
-                    wait_ms: Duration::from_secs_f64(online.wait)
-                        .as_millis()
-                        .try_into()
-                        .unwrap_or(u64::MAX),
+                    wait_ms: Duration::from_secs_f64(online.wait).as_millis().try_into().unwrap_or(u64::MAX),
                     adopt: online.adopt,
                 },
                 attach_now: online.attach_now,

@@ -1,13 +1,7 @@
 //! The control socket: clients that are malformed, over-long, too many or too slow cost the daemon nothing
 //! but an answer.
 
-use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use serde_json::value::RawValue;
 use tokio::{
@@ -99,7 +93,8 @@ pub async fn serve(listener: UnixListener, commands: mpsc::Sender<Command>) {
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
             let (_, mut writer) = stream.into_split();
-            let refusal = end(Exit::Failed, format!("{MAX_CLIENTS} control clients are connected already; try again"));
+            let refusal =
+                end(Exit::Failed, format!("{MAX_CLIENTS} control clients are connected already; try again"));
             // A fresh socket has room for a line; a client that is gone does not matter.
             let _ = writer.try_write(&line(&refusal));
             let _ = writer.shutdown().await;
@@ -171,7 +166,8 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
         let request = if text.len() > MAX_REQUEST {
             Err(format!("the request is longer than {MAX_REQUEST} bytes; send fewer addresses at once"))
         } else {
-            serde_json::from_slice::<Request>(&text).map_err(|error| format!("the request is not understood: {error}"))
+            serde_json::from_slice::<Request>(&text)
+                .map_err(|error| format!("the request is not understood: {error}"))
         };
         let request = match request {
             Ok(request) => request,

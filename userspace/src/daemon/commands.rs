@@ -1,0 +1,387 @@
+//! Commands and their answers.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, rc::Rc};
+
+use anyhow::anyhow;
+use arpwarden_common::{
+    abi::{AddressKey, Counter},
+    net::{MacAddr, Vlan},
+    state::State,
+};
+use arpwarden_engine::{Answer, Input, Reason, RequestId, input::Claimant};
+use tracing::{debug, info};
+
+use super::{Client, Daemon, Pending, Stop, find_link};
+use crate::{
+    events::vlan_ids,
+    exit::Exit,
+    io::{
+        control::{Command, Reply},
+        link,
+    },
+    protocol::{self, AddressStatus, AddressStatusCounters, InterfaceStatus, Request, Response, Status},
+};
+
+impl Daemon {
+    pub(super) fn take_command(&mut self, command: Command) {
+        let Command { request, peer, replies } = command;
+        if let Some(peer) = peer {
+            let words = summary(&request);
+            match request {
+                Request::Status { .. } | Request::Events { .. } => {
+                    debug!(uid = peer.uid(), pid = peer.pid(), "asked for {words}");
+                }
+                Request::Online { .. }
+                | Request::Offline { .. }
+                | Request::Watch { .. }
+                | Request::Unwatch { .. }
+                | Request::Announce { .. }
+                | Request::Unload {} => info!(uid = peer.uid(), pid = peer.pid(), "commanded: {words}"),
+            }
+        }
+        let client = Client::new(replies);
+        if self.ending
+            && !matches!(request, Request::Status { .. } | Request::Events { .. } | Request::Unload {})
+        {
+            client.end_with(Exit::NoDaemon, "the daemon is ending; nothing was done".to_owned());
+            return;
+        }
+        match request {
+            Request::Online { addresses, interface, how, attach_now } => {
+                let Some(index) = self.interface_for(&client, &interface, attach_now) else { return };
+                for cidr in addresses {
+                    let address = cidr.address();
+                    let key = AddressKey { interface: index, vlan: Vlan::UNTAGGED, address: address.into() };
+                    if let Some(refusal) = self.refuse_local(&key, how.adopt) {
+                        client.result(address, Some(&interface), refusal);
+                        continue;
+                    }
+                    let spec = how.spec(cidr.prefix_length());
+                    self.submit(&client, key, Verb::Online, |request| Input::Online { request, key, spec });
+                }
+            }
+            Request::Offline { addresses, interface, watch } => {
+                let addresses = if addresses.is_empty() {
+                    let all: BTreeSet<Ipv4Addr> = self
+                        .engine
+                        .addresses()
+                        // `--all` gives up what is ours or claimed; what is only watched stays so.
+                        .filter(|(_, managed)| managed.state() != State::Watched)
+                        .map(|(key, _)| key.address.into())
+                        .collect();
+                    all.into_iter().collect()
+                } else {
+                    addresses
+                };
+                self.on_managed(
+                    &client,
+                    &addresses,
+                    interface.as_deref(),
+                    Verb::Offline { watch },
+                    |request, key| Input::Offline { request, key, watch },
+                );
+            }
+            Request::Watch { addresses, interface } => {
+                let Some(index) = self.interface_for(&client, &interface, false) else { return };
+                for address in addresses {
+                    let key = AddressKey { interface: index, vlan: Vlan::UNTAGGED, address: address.into() };
+                    self.submit(&client, key, Verb::Watch, |request| Input::Watch { request, key });
+                    if self.locals.contains_key(&address) {
+                        self.tell(Input::Local { key, local: true });
+                    }
+                }
+            }
+            Request::Unwatch { addresses, interface } => {
+                self.on_managed(&client, &addresses, interface.as_deref(), Verb::Unwatch, |request, key| {
+                    Input::Unwatch { request, key }
+                });
+            }
+            Request::Announce { addresses, interface } => {
+                self.on_managed(&client, &addresses, interface.as_deref(), Verb::Announce, |request, key| {
+                    Input::Announce { request, key }
+                });
+            }
+            Request::Status { address } => match self.status(address) {
+                Ok(status) => client.say(Reply::Line(Response::Status { status })),
+                Err(error) => client.end_with(Exit::Failed, format!("reading the counters: {error:#}")),
+            },
+            Request::Events { follow } => {
+                let (recent, receiver) = self.journal.subscribe();
+                client.say(Reply::Events { recent, follow: follow.then_some(receiver) });
+            }
+            Request::Unload {} => {
+                self.unloading.push(client);
+                self.end("unload");
+            }
+        }
+    }
+
+    /// The interface of a claim or a watch, carrying the program; or the request ends with the reason.
+    fn interface_for(&mut self, client: &Client, name: &str, attach_now: bool) -> Option<u32> {
+        let found = find_link(&self.links, name).map(|link| link.index).and_then(|index| {
+            if self.carriers.contains_key(&index) {
+                return Ok(index);
+            }
+            if attach_now {
+                return self.carry(index).map(|()| index);
+            }
+            Err(Stop::failed(anyhow!(
+                "the daemon does not run on {name}; start it with 'run --iface {name}', or add --attach-now (which can \
+                 bounce the link for seconds)"
+            )))
+        });
+        match found {
+            Ok(index) => Some(index),
+            Err(stop) => {
+                client.end_with(stop.exit, format!("{:#}", stop.error));
+                None
+            }
+        }
+    }
+
+    /// Refuses what somebody else has configured on this host.
+    fn refuse_local(&self, key: &AddressKey, adopt: bool) -> Option<(Exit, String)> {
+        let ours = self.engine.get(key).is_some_and(|managed| {
+            // An address that is ours, or on its way to or from being it, is on the interface because of us.
+            !matches!(managed.state(), State::Watched | State::Refused | State::Lost)
+        });
+        if ours {
+            return None;
+        }
+        let places = self.locals.get(&key.address.into())?;
+        if !places.contains_key(&key.interface) {
+            let elsewhere =
+                places.keys().map(|index| self.interface_name(*index)).collect::<Vec<_>>().join(", ");
+            return Some((
+                Exit::Taken,
+                format!("configured on {elsewhere} of this host already; remove it there first"),
+            ));
+        }
+        (!adopt).then(|| {
+            (
+                Exit::Taken,
+                "on the interface already; remove it first, or take it over with --adopt".to_owned(),
+            )
+        })
+    }
+
+    fn submit(
+        &mut self,
+        client: &Rc<Client>,
+        key: AddressKey,
+        verb: Verb,
+        input: impl FnOnce(RequestId) -> Input,
+    ) {
+        let request = self.new_request();
+        self.pending.insert(request, Pending { client: Rc::clone(client), key, verb });
+        self.tell(input(request));
+    }
+
+    /// Submits a command for each managed key of the addresses.
+    fn on_managed(
+        &mut self,
+        client: &Rc<Client>,
+        addresses: &[Ipv4Addr],
+        interface: Option<&str>,
+        verb: Verb,
+        input: impl Fn(RequestId, AddressKey) -> Input,
+    ) {
+        let index = match interface {
+            None => None,
+            Some(name) => match link::find(name, &self.links) {
+                Ok(link) => Some(link.index),
+                Err(error) => return client.end_with(Exit::Failed, error.to_string()),
+            },
+        };
+        for &address in addresses {
+            match *self.keys_of(address, index) {
+                [key] => self.submit(client, key, verb, |request| input(request, key)),
+                [] => client.result(address, interface, verb.unknown()),
+                [..] => client.result(
+                    address,
+                    None,
+                    (Exit::Usage, "managed on more than one interface; say which with --iface".to_owned()),
+                ),
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
+        let Some(Pending { client, key, verb }) = self.pending.remove(&request) else { return };
+        let interface = self.interface_name(key.interface);
+        let own = self.links.get(&key.interface).and_then(|link| link.mac);
+        client.result(key.address.into(), Some(&interface), verb.words(answer, own));
+    }
+
+    fn status(&self, only: Option<Ipv4Addr>) -> anyhow::Result<Status> {
+        let totals = self.datapath.counters()?;
+        let counters = Counter::ALL
+            .iter()
+            .map(|counter| (counter.name().to_owned(), totals[*counter as usize]))
+            .collect();
+        let interfaces = self
+            .carriers
+            .values()
+            .map(|carrier| InterfaceStatus {
+                interface: carrier.name.clone(),
+                attach_mode: carrier.mode.name().to_owned(),
+                vlan_tags: carrier.vlan_tags.to_owned(),
+            })
+            .collect();
+        let mut addresses = Vec::new();
+        for (key, managed) in self.engine.addresses() {
+            if only.is_some_and(|address| address != Ipv4Addr::from(key.address)) {
+                continue;
+            }
+            let (record, seen) = self.datapath.address_counters(key).unwrap_or_default();
+            let state = managed.state();
+            let own = self.links.get(&key.interface).and_then(|link| link.mac);
+            let owner =
+                if state.may_answer() { own } else { Some(record.owner).filter(|mac| !mac.is_zero()) };
+            addresses.push(AddressStatus {
+                address: key.address.into(),
+                prefix_length: managed.spec().map(|spec| spec.prefix_length),
+                interface: self.interface_name(key.interface),
+                vlan: vlan_ids(key),
+                state: state.name().to_owned(),
+                may_answer: state.may_answer(),
+                owner: owner.map(|mac| mac.to_string()),
+                lease_left: None,
+                counters: AddressStatusCounters {
+                    answered: seen.answered,
+                    shielded: seen.shielded,
+                    claims: record.claims,
+                    probes: record.probes,
+                    echoes: record.echoes,
+                    conflicts: managed.conflicts(),
+                    defences: managed.defences(),
+                },
+            });
+        }
+        let mut degraded = Vec::new();
+        if !self.datapath.multi_buffer() {
+            degraded.push(
+                "multi-buffer XDP (Linux 5.18): native attach is refused at an MTU above a page".to_owned(),
+            );
+        }
+        Ok(Status { instance: self.instance.name().to_owned(), interfaces, addresses, counters, degraded })
+    }
+}
+
+fn summary(request: &Request) -> String {
+    let many = |what: &str, n: usize| format!("{what} of {n} addresses");
+    match request {
+        Request::Online { addresses, interface, .. } => {
+            format!("{} on {interface}", many("online", addresses.len()))
+        }
+        Request::Offline { addresses, .. } if addresses.is_empty() => "offline of all addresses".to_owned(),
+        Request::Offline { addresses, .. } => many("offline", addresses.len()),
+        Request::Watch { addresses, .. } => many("watch", addresses.len()),
+        Request::Unwatch { addresses, .. } => many("unwatch", addresses.len()),
+        Request::Announce { addresses, .. } => many("announce", addresses.len()),
+        Request::Status { .. } => "status".to_owned(),
+        Request::Events { .. } => "events".to_owned(),
+        Request::Unload {} => "unload".to_owned(),
+    }
+}
+
+/// What a command wants of an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verb {
+    Online,
+    Offline { watch: bool },
+    Watch,
+    Unwatch,
+    Announce,
+}
+
+impl Verb {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline { .. } => "offline",
+            Self::Watch => "watch",
+            Self::Unwatch => "unwatch",
+            Self::Announce => "announce",
+        }
+    }
+
+    /// For an address that is not managed: giving it up is done, announcing it is not.
+    fn unknown(self) -> (Exit, String) {
+        match self {
+            Self::Offline { .. } | Self::Unwatch => (Exit::Done, "not managed; nothing to do".to_owned()),
+            Self::Online | Self::Watch | Self::Announce => (
+                Exit::Failed,
+                format!("not managed, so there is nothing to {}; see 'arpwarden status'", self.name()),
+            ),
+        }
+    }
+
+    /// Exit code and words of an answer.
+    fn words(self, answer: &Answer, own: Option<MacAddr>) -> (Exit, String) {
+        let own = own.map_or_else(String::new, |mac| format!(" as {mac}"));
+        match answer {
+            Answer::Done => (
+                Exit::Done,
+                match self {
+                    Self::Online => format!("online, announced{own}"),
+                    Self::Offline { watch: false } => "offline".to_owned(),
+                    Self::Offline { watch: true } => "offline, watched from now on".to_owned(),
+                    Self::Watch => "watched".to_owned(),
+                    Self::Unwatch => "watched no more".to_owned(),
+                    Self::Announce => format!("announced{own}"),
+                },
+            ),
+            Answer::Already(state) => (Exit::Done, format!("{} already; nothing to do", state.name())),
+            Answer::Unknown => self.unknown(),
+            Answer::Taken { claimant, reason } => (Exit::Taken, taken(claimant, *reason)),
+            Answer::Differs { present } => (
+                Exit::Failed,
+                format!(
+                    "managed with other parameters: {}; take it offline first to change them",
+                    protocol::describe(present)
+                ),
+            ),
+            Answer::WrongState(state) => (
+                Exit::Failed,
+                format!(
+                    "{} is not possible while it is {}; see 'arpwarden status'",
+                    self.name(),
+                    state.name()
+                ),
+            ),
+            Answer::Failed(what) => (Exit::Failed, what.clone()),
+            Answer::Superseded => {
+                (Exit::Failed, "another command came in between; see 'arpwarden status'".to_owned())
+            }
+        }
+    }
+}
+
+/// Who has an address that could not be had. The claimant's MAC comes before any other.
+pub fn taken(claimant: &Claimant, reason: Reason) -> String {
+    let via = if claimant.ethernet_source == claimant.mac {
+        String::new()
+    } else {
+        format!(" (sent by {})", claimant.ethernet_source)
+    };
+    let mac = claimant.mac;
+    match reason {
+        Reason::ProbedByAnother => format!(
+            "{mac}{via} probes for it at the same time; both give way (RFC 5227 §2.1.1); retry with --wait SECONDS"
+        ),
+        Reason::RolledBack => format!("{mac}{via} has it; rolled back, and the owner announced again to all"),
+        Reason::Commanded
+        | Reason::ProbesUnanswered
+        | Reason::Adopted
+        | Reason::PlanDone
+        | Reason::Claimed
+        | Reason::DefendPolicy
+        | Reason::MoveBudgetSpent
+        | Reason::MoveBudgetFree
+        | Reason::Retry
+        | Reason::Deregistered
+        | Reason::MacChanged
+        | Reason::Failed => format!("{mac}{via} has it; nothing was registered; --wait SECONDS retries"),
+    }
+}
