@@ -1,0 +1,236 @@
+//! The golden frames through the loaded program: action, frame, counters, record and event of each row are those
+//! of the table, and so those of the verdict on the host. Then what one frame cannot show: bounds and totals.
+
+use arpwarden::io::bpf::OBJECT;
+use arpwarden_common::{
+    abi::{Counter, Event, EventKind, Record},
+    golden::{self, Action, Kind, Row, SLOT, Sees, Tags},
+    names,
+    net::MacAddr,
+    report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
+    state::State,
+};
+use arpwarden_tests::prog_run::{Loaded, xdp_action};
+
+#[test]
+fn the_program_does_with_each_golden_frame_what_the_table_says() {
+    agree(names::XDP);
+}
+
+#[test]
+fn the_program_for_multi_buffer_frames_does_the_same() {
+    agree(names::XDP_FRAGS);
+}
+
+fn agree(program: &'static str) {
+    let mut loaded = Loaded::load(OBJECT, program, 0);
+    let mut rows = golden::rows();
+    // One world after the other: entering one costs more than running a frame.
+    rows.sort_by_key(|row| format!("{:?}", row.world));
+    for row in &rows {
+        loaded.enter(&row.world);
+        check(&mut loaded, row);
+    }
+}
+
+fn check(loaded: &mut Loaded, row: &Row) {
+    let name = row.name();
+    let ran = loaded.run(&row.frame);
+    let action = match row.action {
+        Action::Pass => xdp_action::PASS,
+        Action::Drop => xdp_action::DROP,
+        Action::Answer => xdp_action::TX,
+    };
+    assert_eq!(ran.action, action, "{name}");
+    assert_eq!(ran.frame, row.out, "{name}");
+
+    for counter in Counter::ALL {
+        let counted = row.counter == Some(counter) || row.sighting_counter() == Some(counter);
+        assert_eq!(loaded.counter(counter), u64::from(counted), "{counter:?} of {name}");
+    }
+    // A claim may ask for the second address; all other rows are about the first.
+    let slot = if row.kind == Kind::ClaimAskingSecond { SLOT + 1 } else { SLOT };
+    let counters = loaded.address_counters(slot);
+    assert_eq!(counters.answered, u64::from(row.action == Action::Answer), "{name}");
+    assert_eq!(counters.shielded, u64::from(row.action == Action::Drop), "{name}");
+
+    let record = loaded.record(SLOT);
+    let claimed = matches!(row.sees, Sees::Conflict | Sees::Claim);
+    let echoed = matches!(row.sees, Sees::Echo | Sees::Sibling);
+    assert_eq!(record.claims, u64::from(claimed), "{name}");
+    assert_eq!(record.probes, u64::from(row.sees == Sees::Probe), "{name}");
+    assert_eq!(record.echoes, u64::from(echoed), "{name}");
+    assert_eq!(record.owner, if claimed { MacAddr::new(golden::STRANGER_MAC) } else { MacAddr::ZERO }, "{name}");
+    assert_eq!(record.owner_seen_ns != 0, claimed, "{name}");
+    assert_eq!(loaded.record(SLOT + 1), Record::default(), "{name}");
+
+    let events = loaded.events();
+    for event in &events {
+        assert_ne!(event.kernel_time_ns, 0, "{name}");
+    }
+    let timeless: Vec<Event> = events.into_iter().map(|event| Event { kernel_time_ns: 0, ..event }).collect();
+    assert_eq!(timeless, Vec::from_iter(row.event), "{name}");
+}
+
+/// The row of this kind for an untagged online address that is local.
+fn row(kind: Kind) -> Row {
+    row_in(kind, State::Online)
+}
+
+fn row_in(kind: Kind, state: State) -> Row {
+    golden::rows()
+        .into_iter()
+        .find(|row| {
+            (row.kind, row.tags, row.column.state, row.column.local, row.column.lease_until_ns)
+                == (kind, Tags::None, Some(state), true, 0)
+        })
+        .expect("the table is complete")
+}
+
+/// The untagged frame with another ARP sender MAC.
+fn claimed_by(frame: &[u8], host: u32) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let [a, b, c, d] = host.to_be_bytes();
+    frame[22..28].copy_from_slice(&[2, 1, a, b, c, d]);
+    frame
+}
+
+#[test]
+fn a_claim_for_a_watched_address_is_news_only_when_the_owner_changes() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row_in(Kind::ClaimByRequestForm, State::Watched);
+    loaded.enter(&row.world);
+    for host in [1, 1, 1, 2, 2, 1] {
+        loaded.run(&claimed_by(&row.frame, host));
+    }
+    let events = loaded.events();
+    let claimants: Vec<u8> = events.iter().map(|event| event.claimant[5]).collect();
+    assert_eq!(claimants, [1, 2, 1]);
+    assert!(events.iter().all(|event| event.flags & Event::OWNER_CHANGED != 0));
+    assert_eq!(loaded.record(SLOT).claims, 6);
+}
+
+#[test]
+fn repeats_of_a_conflict_are_folded_and_none_is_lost() {
+    const CLAIMS: u64 = 1_000;
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::ClaimByRequestForm);
+    loaded.enter(&row.world);
+    for _ in 0..CLAIMS {
+        loaded.run(&row.frame);
+    }
+    let events = loaded.events();
+    assert_eq!((events[0].flags, events[1].flags), (Event::OWNER_CHANGED, Event::REPEAT));
+    assert!(events[1..].iter().all(|event| event.flags == Event::REPEAT));
+    let told: u64 = events.iter().map(|event| event.count).sum();
+    let [(_, claimant)] = loaded.claimants()[..] else { panic!("one claimant is remembered") };
+    assert_eq!((claimant.frames, claimant.told), (CLAIMS, told));
+    assert_eq!(loaded.record(SLOT).claims, CLAIMS);
+    assert_eq!(loaded.counter(Counter::Claims), CLAIMS);
+    // One more second, and perhaps minute, may begin for each that the run takes.
+    let seconds = 2 + (events[events.len() - 1].kernel_time_ns - events[0].kernel_time_ns) / 1_000_000_000;
+    assert!(events.len() as u64 <= (1 + u64::from(REPEATS_PER_SECOND)) * seconds, "{} events", events.len());
+}
+
+#[test]
+fn a_flood_of_claimants_is_64_events_and_then_one_a_second() {
+    const HOSTS: u32 = 20_000;
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::ClaimByRequestForm);
+    loaded.enter(&row.world);
+    let mut events = Vec::new();
+    for host in 0..HOSTS {
+        loaded.run(&claimed_by(&row.frame, host));
+        events.append(&mut loaded.events());
+    }
+    let (first, last) = (events[0].kernel_time_ns, events[events.len() - 1].kernel_time_ns);
+    let (floods, claims): (Vec<Event>, Vec<Event>) =
+        events.into_iter().partition(|event| event.kind == EventKind::Flood as u8);
+    let minutes = 1 + last / 60_000_000_000 - first / 60_000_000_000;
+    let seconds = 1 + last / 1_000_000_000 - first / 1_000_000_000;
+    assert!(claims.len() as u64 <= u64::from(CLAIMANTS_PER_MINUTE) * minutes, "{} claims", claims.len());
+    assert!(claims.len() >= CLAIMANTS_PER_MINUTE as usize);
+    assert!(!floods.is_empty() && floods.len() as u64 <= seconds, "{} floods in {seconds} s", floods.len());
+    let record = loaded.record(SLOT);
+    assert_eq!(record.claims, u64::from(HOSTS));
+    assert_eq!(record.flooded + claims.len() as u64, u64::from(HOSTS));
+    assert_eq!(floods.iter().map(|event| event.count).sum::<u64>(), record.flood_told);
+    assert_eq!(loaded.claimants().len(), claims.len());
+}
+
+#[test]
+fn what_a_full_ring_cannot_take_is_counted_and_told_later() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::ClaimByRequestForm);
+    loaded.enter(&row.world);
+    // Enough addresses to fill the ring at 64 claimants each: it holds 4,096 events.
+    let (key, entry) = row.world.addresses[0];
+    let addresses: u8 = 70;
+    for n in 0..addresses {
+        let address = arpwarden_common::net::Ipv4::new([198, 51, 100, n]);
+        let key = arpwarden_common::abi::AddressKey { address, ..key };
+        loaded.put(key, 100 + u32::from(n), entry.word.bits(), 0);
+    }
+    let mut claims = 0;
+    for n in 0..addresses {
+        for host in 0..CLAIMANTS_PER_MINUTE {
+            let mut frame = claimed_by(&row.frame, host);
+            frame[28..32].copy_from_slice(&[198, 51, 100, n]);
+            frame[38..42].copy_from_slice(&[198, 51, 100, n]);
+            loaded.run(&frame);
+            claims += 1;
+        }
+    }
+    let lost = loaded.counter(Counter::EventsLost);
+    let events = loaded.events();
+    assert!(lost > 0 && events.len() >= 4_000, "{lost} lost, {} there", events.len());
+    assert_eq!(loaded.counter(Counter::Claims), claims);
+    assert!(events.len() as u64 + lost <= claims);
+
+    // The last host was lost; now that there is room its next claim stands for both.
+    let mut frame = claimed_by(&row.frame, CLAIMANTS_PER_MINUTE - 1);
+    frame[28..32].copy_from_slice(&[198, 51, 100, addresses - 1]);
+    frame[38..42].copy_from_slice(&[198, 51, 100, addresses - 1]);
+    loaded.run(&frame);
+    let [event] = loaded.events()[..] else { panic!("one event") };
+    assert_eq!(event.count, 2);
+}
+
+#[test]
+fn two_cpus_that_see_the_same_claims_report_each_claimant_once_and_count_every_frame() {
+    const HOSTS: u32 = 50;
+    const ROUNDS: u32 = 200;
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::ClaimByRequestForm);
+    loaded.enter(&row.world);
+    let frames: Vec<Vec<u8>> = (0..HOSTS).map(|host| claimed_by(&row.frame, host)).collect();
+    let threads = 4;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                for frame in &frames {
+                    for _ in 0..ROUNDS {
+                        loaded.run(frame);
+                    }
+                }
+            });
+        }
+    });
+    let claims = u64::from(HOSTS * ROUNDS * threads);
+    assert_eq!(loaded.counter(Counter::Claims), claims);
+    assert_eq!(loaded.record(SLOT).claims, claims);
+    let minute = |event: &Event| event.kernel_time_ns / 60_000_000_000;
+    let mut firsts: Vec<_> = loaded
+        .events()
+        .iter()
+        .filter(|event| event.flags & Event::REPEAT == 0)
+        .map(|event| (event.claimant, minute(event)))
+        .collect();
+    assert!(firsts.len() >= HOSTS as usize);
+    firsts.sort_unstable();
+    let all = firsts.len();
+    firsts.dedup();
+    assert_eq!(firsts.len(), all, "a claimant was introduced twice in a minute");
+    let frames: u64 = loaded.claimants().iter().map(|(_, claimant)| claimant.frames).sum();
+    assert_eq!(frames, claims);
+}
