@@ -94,7 +94,7 @@ impl Lab {
         let mut lab = Self { base: format!("{PREFIX}{}", std::process::id()), namespaces: Vec::new() };
         lab.add_namespace("bridge")?;
         // Forwards from the first moment, and does not filter by group membership.
-        lab.ip("bridge", "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
+        lab.ip("bridge", "link add name br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
         lab.ip("bridge", "link set br0 up")?;
         Ok(lab)
     }
@@ -121,7 +121,10 @@ impl Lab {
     pub(crate) fn add_host(&mut self, host: &str, mac: &str, address: Ipv4Addr) -> Result<()> {
         self.add_namespace(host)?;
         let far = self.name(host);
-        self.ip("bridge", &format!("link add {host} type veth peer name eth0 address {mac} netns {far}"))?;
+        self.ip(
+            "bridge",
+            &format!("link add name {host} type veth peer name eth0 address {mac} netns {far}"),
+        )?;
         self.ip("bridge", &format!("link set {host} master br0 up"))?;
         self.ip(host, "link set eth0 up")?;
         self.ip(host, &format!("address add {address}/24 dev eth0"))

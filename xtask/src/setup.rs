@@ -294,7 +294,7 @@ fn look_at_kernel() -> Option<Missing> {
 
 /// Tries in a network namespace of its own, which ends with the command.
 fn has_virtual_links() -> bool {
-    let script = "ip link add a type veth peer name b && ip link add c type bridge";
+    let script = "ip link add name a type veth peer name b && ip link add name c type bridge";
     process::succeeds(process::as_user("unshare").args(["--net", "sh", "-c", script]))
 }
 
@@ -452,7 +452,9 @@ impl Apt {
     fn install(&mut self, packages: &[&str]) -> Result<()> {
         loop {
             let mut command = process::as_root("apt-get", &[("DEBIAN_FRONTEND", "noninteractive".as_ref())])?;
-            command.args(["--quiet", "--yes", "--no-install-recommends", "install"]).args(packages);
+            command
+                .args(["--quiet", "--yes", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", "install"])
+                .args(packages);
             match process::run(&mut command) {
                 Err(error) if self.updated => return Err(error),
                 Err(_) => self.update()?, // old lists name files that are gone
