@@ -18,6 +18,7 @@ use crate::{
     action::{Action, Answer, Event, EventKind, Purpose, Reason},
     input::{
         Claim, Claimant, Defend, Dice, Interface, MonoTime, OnlineSpec, RequestId, Sighting, SightingKind,
+        nanoseconds,
     },
     limits::{Defences, Loudness, OwnerFlaps, Permit},
     pace::{Outbox, Urgent, Wish},
@@ -98,7 +99,7 @@ impl Turn<'_> {
     }
 
     fn after(&mut self, least: Duration, most: Duration) -> MonoTime {
-        let spread = u64::try_from(most.saturating_sub(least).as_nanos()).unwrap_or(u64::MAX);
+        let spread = nanoseconds(most.saturating_sub(least));
         self.now.after(least).after(Duration::from_nanos(self.dice.below(spread.saturating_add(1))))
     }
 
@@ -265,6 +266,8 @@ pub struct Managed {
     /// The word that the datapath was told last.
     word: StateWord,
     registration: Registration,
+    /// Prefix length of the registration, 1..=32; a later claim may ask for another one.
+    registered_prefix: u8,
     attempt: Option<Attempt>,
     /// A refused claim goes on at that time.
     retry: Option<MonoTime>,
@@ -406,6 +409,7 @@ impl Managed {
             slot: Slot::Installing { tag },
             word: StateWord::VACANT,
             registration: Registration::Absent,
+            registered_prefix: 32,
             attempt: None,
             retry: None,
             refusals: 0,
@@ -471,7 +475,7 @@ impl Managed {
         address.start_claim(spec);
         address.wait_online(request, spec.wait, turn);
         if spec.adopt {
-            address.take_over();
+            address.take_over(spec.prefix_length);
         } else {
             address.attempt = Some(Attempt { step: Step::Settling, failures: 0 });
         }
@@ -532,6 +536,7 @@ impl Managed {
 
     /// Ends the address.
     fn vanish(&mut self, reason: Reason, turn: &mut Turn<'_>) {
+        self.stop_repairs(turn);
         turn.actions.push_back(Action::Remove { key: self.key });
         self.forget_state(reason, turn);
     }
@@ -655,7 +660,7 @@ impl Managed {
             return;
         }
         self.stop_repairs(turn);
-        self.take_over();
+        self.take_over(spec.prefix_length);
         self.step(State::Announcing, Reason::Adopted, turn);
         self.start_plan_if_installed(turn);
     }
@@ -672,8 +677,9 @@ impl Managed {
     }
 
     /// The kernel has it already.
-    fn take_over(&mut self) {
+    fn take_over(&mut self, prefix_length: u8) {
         self.local = true;
+        self.registered_prefix = prefix_length;
         self.registration = Registration::Present;
         self.question = Question::Wanted;
         self.question_failures = 0;
@@ -687,6 +693,10 @@ impl Managed {
             State::Yielding => {
                 self.target = target;
                 self.wait(Some(request), Waiting::Release, turn);
+                if let Registration::Refused { .. } = self.registration {
+                    // Somebody may just have removed what stood in the way.
+                    self.ask_to_delete(BACKOFF_MIN, turn);
+                }
             }
             State::Watched
             | State::Probing
@@ -840,6 +850,7 @@ impl Managed {
         self.go_to(Step::Registering);
         let tag = turn.tag();
         self.registration = Registration::Registering { tag };
+        self.registered_prefix = spec.prefix_length;
         self.publish(turn);
         turn.open(self.key, Open::Register { tag });
         turn.actions.push_back(Action::Register { key: self.key, prefix_length: spec.prefix_length });
@@ -1077,7 +1088,7 @@ impl Managed {
     /// Takes an `immediate` claim back: silent first, then the kernel, then everybody hears of the owner again.
     fn roll_back(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let (claimant, reason) = (sighting.claimant, Reason::RolledBack);
-        let harmed = self.plan.as_ref().is_some_and(|plan| plan.sent > 0 || plan.is_flying());
+        let harmed = self.announced || self.plan.as_ref().is_some_and(Plan::is_flying);
         let from = self.enter(State::Refused, reason, turn);
         self.tell_conflict(sighting, turn);
         turn.event(self.key, EventKind::RolledBack { claimant });
@@ -1196,6 +1207,12 @@ impl Managed {
             Err(why) => {
                 let claimant = self.challenger.take().unwrap_or(claimant);
                 self.defended.take_back();
+                if self.state == State::Contested {
+                    // It spent nothing after all.
+                    self.challenger = Some(claimant);
+                    self.contested_until = Some(turn.now.after(SEND_RETRY));
+                    return;
+                }
                 self.defence_failures = self.defence_failures.saturating_add(1);
                 if self.defence_failures < SEND_FAILURES {
                     self.defence = Defence::Due { claimant, due: turn.now.after(SEND_RETRY) };
@@ -1219,6 +1236,9 @@ impl Managed {
             return;
         }
         self.contested_until = None;
+        if let Some(plan) = &mut self.plan {
+            plan.resume(turn.now.since(self.since));
+        }
         let to = if self.plan.is_some() { State::Announcing } else { State::Online };
         self.step(to, Reason::MoveBudgetFree, turn);
         self.queue_plan(turn);
@@ -1268,11 +1288,11 @@ impl Managed {
     }
 
     fn ask_to_delete(&mut self, wait: Duration, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
         let tag = turn.tag();
         self.registration = Registration::Deregistering { tag, wait };
         turn.open(self.key, Open::Deregister { tag });
-        turn.actions.push_back(Action::Deregister { key: self.key, prefix_length: spec.prefix_length });
+        let prefix_length = self.registered_prefix;
+        turn.actions.push_back(Action::Deregister { key: self.key, prefix_length });
     }
 
     fn stop_repairs(&mut self, turn: &mut Turn<'_>) {

@@ -17,14 +17,18 @@ pub struct MonoTime(pub u64);
 impl MonoTime {
     /// `self` + `wait`; stays at the end of time if the sum is beyond it.
     pub const fn after(self, wait: Duration) -> Self {
-        let ns = wait.as_nanos();
-        Self(if ns > u64::MAX as u128 { u64::MAX } else { self.0.saturating_add(ns as u64) })
+        Self(self.0.saturating_add(nanoseconds(wait)))
     }
 
     /// The time from `earlier` to `self`, zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// `wait` in nanoseconds, at most 584 years.
+pub(crate) const fn nanoseconds(wait: Duration) -> u64 {
+    wait.as_secs().saturating_mul(1_000_000_000).saturating_add(wait.subsec_nanos() as u64)
 }
 
 /// Where the engine's random waits come from.

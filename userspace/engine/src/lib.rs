@@ -10,6 +10,8 @@ mod limits;
 mod pace;
 pub mod params;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

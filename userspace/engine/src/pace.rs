@@ -1,12 +1,11 @@
 //! What waits to leave an interface: how fast, and in which order.
 
-use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
 use arpwarden_common::abi::AddressKey;
 
 use crate::{
-    input::{MonoTime, Pace},
+    input::{MonoTime, Pace, nanoseconds},
     params,
 };
 
@@ -21,11 +20,11 @@ impl Bucket {
     fn ready(&self, pace: Pace) -> MonoTime {
         let (each, burst) = params::pace(pace);
         let credit = each.saturating_mul(burst.saturating_sub(1));
-        MonoTime(self.full.0.saturating_sub(u64::try_from(credit.as_nanos()).unwrap_or(u64::MAX)))
+        MonoTime(self.full.0.saturating_sub(nanoseconds(credit)))
     }
 
     fn take(&mut self, now: MonoTime, pace: Pace) {
-        let (each, _): (Duration, u32) = params::pace(pace);
+        let (each, _) = params::pace(pace);
         self.full = self.full.max(now).after(each);
     }
 }

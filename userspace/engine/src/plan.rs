@@ -5,7 +5,7 @@
 use core::time::Duration;
 
 use crate::{
-    input::{Dice, MonoTime, Profile},
+    input::{Dice, MonoTime, Profile, nanoseconds},
     params::{self, BACKOFF_MAX, BACKOFF_MIN, Rounds, SEND_FAILURES, SEND_RETRY},
 };
 
@@ -78,7 +78,7 @@ impl Plan {
         self.due = match (self.started, self.rounds.offsets.get(self.next)) {
             (Some(started), Some(offset)) => {
                 let percent = self.rounds.jitter_percent;
-                let spread = u64::try_from(offset.as_nanos()).unwrap_or(u64::MAX) / 100 * percent;
+                let spread = nanoseconds(*offset) / 100 * percent;
                 let least = offset.saturating_sub(Duration::from_nanos(spread));
                 Some(started.after(least).after(Duration::from_nanos(dice.below(2 * spread + 1))))
             }
@@ -124,6 +124,9 @@ impl Plan {
         let bit = 1_u8.checked_shl(u32::from(number)).unwrap_or(0);
         self.flying &= !bit;
         self.failed |= bit;
+        if self.retry.is_some() {
+            return Failure::Retried; // with the one before it; it is the attempts that count
+        }
         self.failures = self.failures.saturating_add(1);
         if self.sent == 0 && self.next == 1 {
             // The rounds count from the first frame that left.
@@ -134,10 +137,16 @@ impl Plan {
             self.retry = Some(now.after(SEND_RETRY));
             return Failure::Retried;
         }
-        self.failures = 0;
         self.retry = Some(now.after(self.backoff));
         self.backoff = self.backoff.saturating_mul(2).min(BACKOFF_MAX);
         Failure::Persistent
+    }
+
+    /// It was held for `pause`: what is left of it keeps its spacing instead of leaving in a lump.
+    pub(crate) fn resume(&mut self, pause: Duration) {
+        for time in [&mut self.started, &mut self.due, &mut self.retry] {
+            *time = time.map(|time| time.after(pause));
+        }
     }
 
     /// When it wants to be looked at next.
