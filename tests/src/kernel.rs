@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -88,18 +88,7 @@ impl XdpPass {
                 prog_name,
             },
         );
-        let index = ns.index_of(interface).expect("an interface to attach to");
-        let link = ns.enter(|| {
-            bpf(
-                BPF_LINK_CREATE,
-                &LinkCreate {
-                    prog_fd: program.as_raw_fd().cast_unsigned(),
-                    target_ifindex: index,
-                    attach_type: ATTACH_XDP,
-                    flags,
-                },
-            )
-        });
+        let link = attach(ns, interface, program.as_fd(), flags);
         Self { name, program, link: Some(link) }
     }
 
@@ -114,6 +103,18 @@ impl XdpPass {
         field(&fs::read_to_string(info).expect("information on the program"), "prog_id")
             .expect("the number of the program")
     }
+}
+
+/// Attaches a program to an interface of a namespace, in native or generic mode, until the link is closed.
+pub fn attach_xdp(ns: &Netns, interface: &str, program: BorrowedFd<'_>, native: bool) -> OwnedFd {
+    attach(ns, interface, program, if native { DRV_MODE } else { SKB_MODE })
+}
+
+fn attach(ns: &Netns, interface: &str, program: BorrowedFd<'_>, flags: u32) -> OwnedFd {
+    let target_ifindex = ns.index_of(interface).expect("an interface to attach to");
+    let prog_fd = program.as_raw_fd().cast_unsigned();
+    let attributes = LinkCreate { prog_fd, target_ifindex, attach_type: ATTACH_XDP, flags };
+    ns.enter(|| bpf(BPF_LINK_CREATE, &attributes))
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &T) -> OwnedFd {

@@ -150,34 +150,23 @@ fn ended(mut command: Command) -> Ended {
     Ended { code: output.status.code().unwrap_or_else(|| panic!("{command:?}: {said}")), said }
 }
 
-/// iputils arping.
+/// iputils arping. Where another one is installed in its place, `ARPWARDEN_IPUTILS_ARPING` names it.
 pub fn arping(host: &Host, arguments: &[&str], address: Ipv4Addr) -> Ended {
-    let mut command = host.ns.command("/usr/bin/arping");
+    let program = std::env::var_os("ARPWARDEN_IPUTILS_ARPING");
+    let mut command = host.ns.command(program.unwrap_or_else(|| "/usr/bin/arping".into()));
     command.args(["-I", "eth0"]).args(arguments).arg(address.to_string());
     ended(command)
 }
 
-/// The other arping (Thomas Habets'), from where setup has put it.
+/// The other arping (Thomas Habets'), from where setup has put it or `ARPWARDEN_HABETS_ARPING` names it.
 ///
 /// # Panics
 /// If it is not there.
 pub fn other_arping(host: &Host, arguments: &[&str], address: Ipv4Addr) -> Ended {
-    let program = std::env::var_os("ARPWARDEN_HABETS_ARPING").map_or_else(
-        || {
-            PathBuf::from(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../target/tools/arping-habets/usr/sbin/arping"
-            ))
-        },
-        PathBuf::from,
-    );
+    let unpacked = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/arping-habets/usr/sbin/arping");
+    let program = std::env::var_os("ARPWARDEN_HABETS_ARPING").map_or_else(|| unpacked.into(), PathBuf::from);
     assert!(program.exists(), "{} is missing: cargo xtask setup gets it", program.display());
-    let mut command = host.ns.command(&program);
-    // libnet, which hardly any machine has, may have been unpacked beside it.
-    let libraries = program.ancestors().nth(2).map(|top| top.join("lib"));
-    let folders = libraries.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten();
-    let folders: Vec<String> = folders.map(|entry| entry.path().display().to_string()).collect();
-    command.env("LD_LIBRARY_PATH", folders.join(":"));
+    let mut command = host.ns.command(program);
     command.args(["-i", "eth0"]).args(arguments).arg(address.to_string());
     ended(command)
 }
