@@ -101,7 +101,8 @@ impl Lab {
 
     /// The name that this lab gives to one of its own.
     pub(crate) fn name(&self, host: &str) -> String {
-        format!("{}-{host}", self.base)
+        // An instance of the daemon is named like this, too: no capitals.
+        format!("{}-{}", self.base, host.to_ascii_lowercase())
     }
 
     fn add_namespace(&mut self, host: &str) -> Result<()> {
