@@ -1,0 +1,127 @@
+//! The reference program's instructions, written by hand: independent of our code and of any compiler's.
+
+/// Registers: r0 result, r1–r5 arguments and scratch, r6–r9 kept over calls, r10 frame of the stack.
+pub(crate) type Register = u8;
+
+/// Widths of loads and stores (linux/bpf_common.h: BPF_W, BPF_H; linux/bpf.h: BPF_DW).
+#[derive(Clone, Copy)]
+pub(crate) enum Width {
+    Two = 0x08,
+    Four = 0x00,
+    Eight = 0x18,
+}
+
+/// `BPF_FUNC_map_lookup_elem` of linux/bpf.h.
+pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
+
+/// Actions of linux/bpf.h.
+pub(crate) const XDP_PASS: i32 = 2;
+pub(crate) const XDP_TX: i32 = 3;
+
+/// A program under construction. Jumps lead to the way out alone, which `finish` adds.
+#[derive(Default)]
+pub(crate) struct Program {
+    code: Vec<[u8; 8]>,
+    jumps: Vec<usize>,
+}
+
+impl Program {
+    fn add(&mut self, code: u8, to: Register, from: Register, offset: i16, immediate: i32) -> &mut Self {
+        let [o0, o1] = offset.to_ne_bytes();
+        let [i0, i1, i2, i3] = immediate.to_ne_bytes();
+        self.code.push([code, from << 4 | to, o0, o1, i0, i1, i2, i3]);
+        self
+    }
+
+    /// `to = from`
+    pub(crate) fn copy(&mut self, to: Register, from: Register) -> &mut Self {
+        self.add(0xbf, to, from, 0, 0)
+    }
+
+    /// `to = value`
+    pub(crate) fn set(&mut self, to: Register, value: i32) -> &mut Self {
+        self.add(0xb7, to, 0, 0, value)
+    }
+
+    /// `to += value`
+    pub(crate) fn plus(&mut self, to: Register, value: i32) -> &mut Self {
+        self.add(0x07, to, 0, 0, value)
+    }
+
+    /// `to >>= bits`
+    pub(crate) fn shift_right(&mut self, to: Register, bits: i32) -> &mut Self {
+        self.add(0x77, to, 0, 0, bits)
+    }
+
+    /// `to = *(from + offset)`
+    pub(crate) fn load(&mut self, width: Width, to: Register, from: Register, offset: i16) -> &mut Self {
+        self.add(0x61 | width as u8, to, from, offset, 0)
+    }
+
+    /// `*(to + offset) = from`
+    pub(crate) fn store(&mut self, width: Width, to: Register, offset: i16, from: Register) -> &mut Self {
+        self.add(0x63 | width as u8, to, from, offset, 0)
+    }
+
+    /// `to = value`, all 64 bits of it
+    pub(crate) fn set_wide(&mut self, to: Register, value: u64) -> &mut Self {
+        self.wide(to, 0, value)
+    }
+
+    /// `to =` the map with this descriptor (source register 1: BPF_PSEUDO_MAP_FD)
+    pub(crate) fn set_map(&mut self, to: Register, descriptor: i32) -> &mut Self {
+        self.wide(to, 1, u64::from(descriptor.cast_unsigned()))
+    }
+
+    fn wide(&mut self, to: Register, kind: u8, value: u64) -> &mut Self {
+        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
+        self.add(0x18, to, kind, 0, i32::from_le_bytes([a, b, c, d]));
+        self.add(0, 0, 0, 0, i32::from_le_bytes([e, f, g, h]))
+    }
+
+    /// Calls a helper.
+    pub(crate) fn call(&mut self, helper: i32) -> &mut Self {
+        self.add(0x85, 0, 0, 0, helper)
+    }
+
+    /// Leaves if `left > right`.
+    pub(crate) fn leave_if_above(&mut self, left: Register, right: Register) -> &mut Self {
+        self.jumps.push(self.code.len());
+        self.add(0x2d, left, right, 0, 0)
+    }
+
+    /// Leaves if `left != right`.
+    pub(crate) fn leave_unless_same(&mut self, left: Register, right: Register) -> &mut Self {
+        self.jumps.push(self.code.len());
+        self.add(0x5d, left, right, 0, 0)
+    }
+
+    /// Leaves if `left != value`.
+    pub(crate) fn leave_unless(&mut self, left: Register, value: i32) -> &mut Self {
+        self.jumps.push(self.code.len());
+        self.add(0x55, left, 0, 0, value)
+    }
+
+    /// Leaves if `left == 0`.
+    pub(crate) fn leave_if_null(&mut self, left: Register) -> &mut Self {
+        self.jumps.push(self.code.len());
+        self.add(0x15, left, 0, 0, 0)
+    }
+
+    /// Ends with this action.
+    pub(crate) fn act(&mut self, action: i32) -> &mut Self {
+        self.set(0, action).add(0x95, 0, 0, 0, 0)
+    }
+
+    /// Adds the way out, with its action, and gives the instructions.
+    pub(crate) fn finish(&mut self, way_out: i32) -> Vec<[u8; 8]> {
+        let target = self.code.len();
+        self.act(way_out);
+        for &from in &self.jumps {
+            // A jump of 0 leads to the next instruction.
+            let distance = i16::try_from(target - from - 1).expect("a short program");
+            self.code[from][2..4].copy_from_slice(&distance.to_ne_bytes());
+        }
+        std::mem::take(&mut self.code)
+    }
+}
