@@ -1,1 +1,228 @@
-//! arp_socket
+//! Packet sockets: one that puts ARP frames on any interface, one that listens on a single interface for
+//! commands that have no daemon.
+
+use std::{
+    io, mem,
+    os::fd::{AsRawFd, OwnedFd},
+    ptr,
+};
+
+use arpwarden_common::wire::{
+    arp::{Frame, Outgoing, Parsed, parse},
+    ethernet::{ETHERTYPE_ARP, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthernetHeader, VlanTag},
+};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+use tokio::io::unix::AsyncFd;
+
+/// Bytes asked for frames that wait in the sending socket. The pace of an interface allows bursts of 500 frames;
+/// the kernel charges 768 bytes for a frame this small (`SKB_TRUESIZE`) and doubles what is asked for, so two
+/// interfaces may burst at the same time.
+const SEND_BUFFER: usize = 500 * 768;
+
+/// Sends ARP frames on any interface. Frames pass the traffic control of the interface, as the kernel's own do.
+#[derive(Debug)]
+pub struct ArpSocket {
+    socket: Socket,
+}
+
+impl ArpSocket {
+    /// A socket that receives nothing: packet sockets of protocol 0 are not hooked into the receive path
+    /// (packet(7)).
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::PermissionDenied`] without CAP_NET_RAW in the user namespace that owns this network
+    /// namespace.
+    pub fn open() -> io::Result<Self> {
+        let socket = open()?;
+        // Beyond `wmem_max` only with CAP_NET_ADMIN; without it as much as there is, and a frame that finds no
+        // room is reported as failed.
+        if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+            socket.set_send_buffer_size(SEND_BUFFER)?;
+        }
+        Ok(Self { socket })
+    }
+
+    /// Puts `frame` on the interface with this index. Never waits.
+    ///
+    /// # Errors
+    /// The kernel's: ENETDOWN while the interface is down, ENXIO when there is none, ENOBUFS or EAGAIN when
+    /// its queue is full.
+    pub fn send(&self, index: u32, frame: &Outgoing) -> io::Result<()> {
+        let mut buffer = [0; Outgoing::MAX_LEN];
+        let length = frame.emit(&mut buffer);
+        let bytes = &buffer[..length];
+        // What the first tag, if any, says the frame is: the kernel's own frames look the same to tc filters.
+        let ethertype = u16::from_be_bytes([bytes[12], bytes[13]]);
+        let sent = self.socket.send_to(bytes, &link_address(index, ethertype)?)?;
+        if sent == length { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
+    }
+}
+
+/// Receives the ARP frames of one interface, its own excepted.
+#[derive(Debug)]
+pub struct ArpListener {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl ArpListener {
+    /// Listens from now on on the interface with this index. Needs a tokio runtime with its I/O driver.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::PermissionDenied`] without CAP_NET_RAW in the user namespace that owns this network
+    /// namespace; ENODEV if there is no such interface, ENETDOWN if it is down.
+    pub fn open(index: u32) -> io::Result<Self> {
+        let socket = open()?;
+        // All protocols, narrowed by the filter: a socket on ETH_P_ARP gets frames of foreign VLANs with the
+        // tag taken off and forgotten, one on ETH_P_ALL before that, with the tag beside the frame. The filter
+        // comes first, so that nothing else gets in between.
+        socket.attach_filter(&arp_filter())?;
+        set_packet_option(&socket, libc::PACKET_AUXDATA)?;
+        set_packet_option(&socket, libc::PACKET_IGNORE_OUTGOING)?;
+        socket.bind(&link_address(index, ETH_P_ALL)?)?;
+        Ok(Self { fd: super::watch(socket.into())? })
+    }
+
+    /// The next well-formed ARP frame, its tags included wherever the kernel keeps them. Dropping the future
+    /// loses nothing.
+    ///
+    /// # Errors
+    /// ENETDOWN once when the interface goes down.
+    pub async fn recv(&mut self) -> io::Result<Frame> {
+        loop {
+            let mut ready = self.fd.readable().await?;
+            match ready.try_io(|fd| receive(fd.get_ref())) {
+                Ok(Ok(Some(frame))) => return Ok(frame),
+                Ok(Err(error)) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                // Not ARP as we know it, interrupted, or nothing there.
+                Ok(Ok(None) | Err(_)) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// Linux's number for frames of any protocol (`linux/if_ether.h`).
+const ETH_P_ALL: u16 = 0x0003;
+
+fn open() -> io::Result<Socket> {
+    Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(0)))
+}
+
+/// Switches an option of packet(7) on.
+fn set_packet_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open, and the kernel reads as many bytes of `on` as it has.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The address of an interface on the packet level.
+fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
+    let index = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: `sockaddr_ll` is the address type of AF_PACKET, whose family is stored below.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = index;
+    address.sll_halen = 6;
+    // SAFETY: family and length are those of the `sockaddr_ll` that was just filled in; the rest is zero.
+    Ok(unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) })
+}
+
+/// Accepts frames whose type, or the type behind one or two tags in the frame, is ARP. A tag that the kernel has
+/// already taken off is in neither place and does not matter.
+fn arp_filter() -> [SockFilter; 10] {
+    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    const TYPE_AT: u32 = (EthernetHeader::LEN - 2) as u32;
+    const TAG: u32 = VlanTag::LEN as u32;
+    let (arp, vlan, qinq) = (ETHERTYPE_ARP.into(), ETHERTYPE_VLAN.into(), ETHERTYPE_QINQ.into());
+    [
+        SockFilter::new(LOAD_HALF, 0, 0, TYPE_AT),
+        SockFilter::new(JUMP_IF_EQUAL, 6, 0, arp),
+        SockFilter::new(JUMP_IF_EQUAL, 1, 0, vlan),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 5, qinq),
+        SockFilter::new(LOAD_HALF, 0, 0, TYPE_AT + TAG),
+        SockFilter::new(JUMP_IF_EQUAL, 2, 0, arp),
+        SockFilter::new(LOAD_HALF, 0, 0, TYPE_AT + 2 * TAG),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, arp),
+        SockFilter::new(RETURN, 0, 0, u32::MAX), // the whole frame
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+/// Receives one frame; `None` if it is not a well-formed ARP frame.
+fn receive(socket: &OwnedFd) -> io::Result<Option<Frame>> {
+    const TAG: usize = VlanTag::LEN;
+    /// Where a tag goes: behind the two MACs.
+    const TAG_AT: usize = EthernetHeader::LEN - 2;
+    // Room for a tag in front, then as much as the headers of an ARP frame with two tags can take.
+    let mut bytes = [0_u8; TAG + Outgoing::MAX_LEN];
+    let mut control = Control([0; 64]);
+    let mut vector = libc::iovec { iov_base: bytes[TAG..].as_mut_ptr().cast(), iov_len: bytes.len() - TAG };
+    // SAFETY: `msghdr` is integers and pointers, for which zero is a value.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>();
+    // SAFETY: the descriptor is open; the vector and the control buffer are this function's own and as long as
+    // is said; no name is asked for.
+    let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, 0) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+
+    let Some([control, ethertype]) = tag_beside(&message) else {
+        return Ok(arp(&bytes[TAG..TAG + received]));
+    };
+    if received < TAG_AT {
+        return Ok(None);
+    }
+    bytes.copy_within(TAG..TAG + TAG_AT, 0);
+    bytes[TAG_AT..TAG_AT + 2].copy_from_slice(&ethertype.to_be_bytes());
+    bytes[TAG_AT + 2..TAG_AT + TAG].copy_from_slice(&control.to_be_bytes());
+    Ok(arp(&bytes[..TAG + received]))
+}
+
+fn arp(bytes: &[u8]) -> Option<Frame> {
+    match parse(bytes) {
+        Parsed::Arp(frame) => Some(frame),
+        Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader => None,
+    }
+}
+
+/// Aligned as control messages are. A `tpacket_auxdata` with its header takes 40 bytes.
+#[repr(C, align(8))]
+struct Control([u8; 64]);
+
+/// Control information and type of the tag that the kernel has taken out of the frame.
+fn tag_beside(message: &libc::msghdr) -> Option<[u16; 2]> {
+    // SAFETY: `recvmsg` filled the header in; its control buffer is alive and aligned.
+    let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null or a header inside the control buffer, which nobody writes now.
+    while let Some(header) = unsafe { next.as_ref() } {
+        if header.cmsg_level == libc::SOL_PACKET && header.cmsg_type == libc::PACKET_AUXDATA {
+            // SAFETY: an item of this type carries a `tpacket_auxdata` (packet(7)), whatever its alignment.
+            let auxiliary: libc::tpacket_auxdata =
+                unsafe { ptr::read_unaligned(libc::CMSG_DATA(header).cast()) };
+            if auxiliary.tp_status & libc::TP_STATUS_VLAN_VALID == 0 {
+                return None;
+            }
+            let told = auxiliary.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+            let ethertype = if told { auxiliary.tp_vlan_tpid } else { ETHERTYPE_VLAN };
+            return Some([auxiliary.tp_vlan_tci, ethertype]);
+        }
+        // SAFETY: as for the first one.
+        next = unsafe { libc::CMSG_NXTHDR(message, next) };
+    }
+    None
+}

@@ -1,1 +1,649 @@
-//! link
+//! Decoded links, and which of them can carry addresses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fmt, io,
+};
+
+use arpwarden_common::net::MacAddr;
+use rtnetlink::packet_route::link::{
+    InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop,
+    XdpAttached as Attached,
+};
+
+use super::{bpf::Mode, ethtool};
+
+/// A network interface, as rtnetlink describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Link {
+    /// Its index in this network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Other names of it (IFLA_ALT_IFNAME).
+    pub alternative_names: Vec<String>,
+    /// Its current MAC; `None` if its addresses are not six bytes long.
+    pub mac: Option<MacAddr>,
+    /// The MAC that was burnt in, if the driver tells (IFLA_PERM_ADDRESS).
+    pub permanent_mac: Option<MacAddr>,
+    /// What made it (IFLA_INFO_KIND): `veth`, `bridge`, `vlan`…; `None` for hardware.
+    pub kind: Option<String>,
+    /// Hardware type (ARPHRD_*, `linux/if_arp.h`).
+    pub arphrd: u16,
+    /// Switched on by the administrator (IFF_UP).
+    pub up: bool,
+    /// Up, with a carrier (IFF_RUNNING).
+    pub running: bool,
+    /// Does without ARP (IFF_NOARP).
+    pub noarp: bool,
+    /// The loopback interface (IFF_LOOPBACK).
+    pub loopback: bool,
+    /// Index of the bond, bridge, team… that it belongs to (IFLA_MASTER).
+    pub master: Option<u32>,
+    /// Index of what it stands on, or of a veth's peer (IFLA_LINK).
+    pub parent: Option<u32>,
+    /// Number of the namespace that `parent` is in, if that is another one (IFLA_LINK_NETNSID).
+    pub link_netns: Option<i32>,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// The XDP program that it carries.
+    pub xdp: Option<XdpAttached>,
+    /// A bridge that keeps VLANs apart (IFLA_BR_VLAN_FILTERING).
+    pub vlan_filtering: bool,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpAttached {
+    /// The kernel's identifier of it; 0 where there are several.
+    pub id: u32,
+    /// How it is attached; `None`: in hardware, or in several modes at once.
+    pub mode: Option<Mode>,
+}
+
+impl Link {
+    /// Decodes a link message of any family but AF_BRIDGE. `None` if it names no interface, as wireless events do.
+    pub fn decode(message: &LinkMessage) -> Option<Self> {
+        let flags = message.header.flags;
+        let mut link = Self {
+            index: message.header.index,
+            arphrd: message.header.link_layer_type.into(),
+            up: flags.contains(LinkFlags::Up),
+            running: flags.contains(LinkFlags::Running),
+            noarp: flags.contains(LinkFlags::Noarp),
+            loopback: flags.contains(LinkFlags::Loopback),
+            ..Self::default()
+        };
+        for attribute in &message.attributes {
+            // The kernel adds attributes with every release; these are the ones that matter here.
+            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::PropList(properties) => link.alternative_names = names(properties),
+                LinkAttribute::Address(bytes) => link.mac = mac(bytes),
+                LinkAttribute::PermAddress(bytes) => link.permanent_mac = mac(bytes),
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index != 0),
+                LinkAttribute::Link(index) => link.parent = Some(*index).filter(|index| *index != 0),
+                LinkAttribute::LinkNetNsId(id) => link.link_netns = Some(*id),
+                LinkAttribute::LinkInfo(infos) => link.take_infos(infos),
+                LinkAttribute::Xdp(xdp) => link.xdp = attached(xdp),
+                _ => {}
+            }
+        }
+        (!link.name.is_empty()).then_some(link)
+    }
+
+    fn take_infos(&mut self, infos: &[LinkInfo]) {
+        for info in infos {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+            match info {
+                LinkInfo::Kind(kind) => self.kind = Some(kind.to_string()),
+                LinkInfo::Data(InfoData::Bridge(settings)) => {
+                    self.vlan_filtering = settings.contains(&InfoBridge::VlanFiltering(true));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_kind(&self, kinds: &[&str]) -> bool {
+        self.kind.as_deref().is_some_and(|kind| kinds.contains(&kind))
+    }
+}
+
+fn names(properties: &[Prop]) -> Vec<String> {
+    let name = |property: &Prop| match property {
+        Prop::AltIfName(name) => Some(name.clone()),
+        _ => None,
+    };
+    properties.iter().filter_map(name).collect()
+}
+
+fn mac(bytes: &[u8]) -> Option<MacAddr> {
+    bytes.try_into().ok().map(MacAddr::new)
+}
+
+fn attached(attributes: &[LinkXdp]) -> Option<XdpAttached> {
+    let mode = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(attached) => Some(attached),
+        _ => None,
+    })?;
+    let mode = match mode {
+        Attached::None => return None,
+        Attached::Driver => Some(Mode::Native),
+        Attached::SocketBuffer => Some(Mode::Generic),
+        Attached::Hardware | Attached::Multiple | Attached::Other(_) | _ => None,
+    };
+    let id = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::ProgId(id) | LinkXdp::HwProgId(id) => Some(*id),
+        _ => None,
+    });
+    Some(XdpAttached { id: id.unwrap_or(0), mode })
+}
+
+/// Why an interface can't carry addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not there.
+    Missing {
+        /// The name asked for.
+        name: String,
+    },
+    /// The loopback interface.
+    Loopback {
+        /// Its name.
+        name: String,
+    },
+    /// Not Ethernet.
+    NotEthernet {
+        /// Its name.
+        name: String,
+        /// Its hardware type.
+        arphrd: u16,
+    },
+    /// IP over InfiniBand, whose ARP has addresses of 20 bytes (RFC 4391).
+    InfiniBand {
+        /// Its name.
+        name: String,
+    },
+    /// A tun: packets without Ethernet.
+    Tun {
+        /// Its name.
+        name: String,
+    },
+    /// An ipvlan, which shares its parent's MAC.
+    IpVlan {
+        /// Its name.
+        name: String,
+    },
+    /// Does without ARP.
+    NoArp {
+        /// Its name.
+        name: String,
+    },
+    /// Belongs to a bond, bridge, team…, which takes its frames.
+    Enslaved {
+        /// Its name.
+        port: String,
+        /// The master's name.
+        master: String,
+        /// The master's kind.
+        master_kind: String,
+    },
+    /// A VLAN device.
+    VlanDevice {
+        /// Its name.
+        name: String,
+        /// The interface that it stands on.
+        parent: String,
+    },
+    /// VLANs run over it, and their tags are taken off before XDP sees the frames.
+    HiddenTags {
+        /// Its name.
+        name: String,
+        /// The command that would change it, if there is one.
+        cure: Option<String>,
+        /// Whether it is so depends on the peer, which can't be asked from here.
+        certain: bool,
+    },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name } => {
+                write!(
+                    f,
+                    "there is no interface '{name}' in this network namespace; 'ip link' shows those there are"
+                )
+            }
+            Self::Loopback { name } => {
+                write!(
+                    f,
+                    "{name} is the loopback interface: no other host sees its ARP; choose the interface towards them"
+                )
+            }
+            Self::NotEthernet { name, arphrd } => write!(
+                f,
+                "{name} is not Ethernet (hardware type {arphrd}), and arpwarden speaks IPv4 on Ethernet only; \
+                 choose another interface"
+            ),
+            Self::InfiniBand { name } => write!(
+                f,
+                "{name} is IP over InfiniBand, whose ARP differs from Ethernet's; choose an Ethernet interface"
+            ),
+            Self::Tun { name } => write!(
+                f,
+                "{name} is a tun: it carries IP packets without Ethernet and so no ARP; choose an Ethernet \
+                 interface (a tap is one)"
+            ),
+            Self::IpVlan { name } => write!(
+                f,
+                "{name} is an ipvlan: it shares its parent's MAC, and the parent answers for it; use the parent \
+                 from its own network namespace, or a macvlan"
+            ),
+            Self::NoArp { name } => write!(
+                f,
+                "{name} does without ARP (NOARP); choose another interface, or 'ip link set dev {name} arp on'"
+            ),
+            Self::Enslaved { port, master, master_kind } => write!(
+                f,
+                "{port} belongs to the {master_kind} {master}, which takes its frames and carries its addresses; \
+                 use {master}"
+            ),
+            Self::VlanDevice { name, parent } => write!(
+                f,
+                "{name} is a VLAN device on {parent}, and addresses on VLAN devices are not supported yet; use \
+                 {parent} for untagged addresses"
+            ),
+            Self::HiddenTags { name, cure, certain } => {
+                let is = if *certain { "are" } else { "may be" };
+                write!(
+                    f,
+                    "{name} carries VLANs, and their tags {is} taken off before XDP sees the frames: an answer \
+                     could go to the wrong VLAN; "
+                )?;
+                match cure {
+                    Some(cure) => write!(f, "run '{cure}'")?,
+                    None => f.write_str("no setting changes that here")?,
+                }
+                match (cure, certain) {
+                    (Some(_), true) => f.write_str(
+                        ", let arpwarden do it with --vlan-offload disable, or accept it with --vlan-offload ignore",
+                    ),
+                    (Some(_), false) => f.write_str(
+                        " in the peer's network namespace, which can't be seen from here, and then start with \
+                         --vlan-offload ignore",
+                    ),
+                    (None, _) => f.write_str(", so use a member or parent of it, or accept it with --vlan-offload ignore"),
+                }
+            }
+        }
+    }
+}
+
+impl Error for Refusal {}
+
+/// The link of this name, or with this alternative name.
+///
+/// # Errors
+/// [`Refusal::Missing`].
+pub fn find<'a>(name: &str, links: &'a BTreeMap<u32, Link>) -> Result<&'a Link, Refusal> {
+    let by_name = links.values().find(|link| link.name == name);
+    let by_other_name =
+        || links.values().find(|link| link.alternative_names.iter().any(|other| other == name));
+    by_name.or_else(by_other_name).ok_or_else(|| Refusal::Missing { name: name.to_owned() })
+}
+
+/// Whether a link can carry addresses; `links` are all of its network namespace.
+///
+/// # Errors
+/// The first reason why not.
+pub fn suitable(link: &Link, links: &BTreeMap<u32, Link>) -> Result<(), Refusal> {
+    let name = link.name.clone();
+    if link.loopback || link.arphrd == libc::ARPHRD_LOOPBACK {
+        return Err(Refusal::Loopback { name });
+    }
+    if link.arphrd == libc::ARPHRD_INFINIBAND {
+        return Err(Refusal::InfiniBand { name });
+    }
+    // A tap is of this kind as well, and Ethernet.
+    if link.is_kind(&["tun"]) && link.arphrd != libc::ARPHRD_ETHER {
+        return Err(Refusal::Tun { name });
+    }
+    if link.arphrd != libc::ARPHRD_ETHER || link.mac.is_none() {
+        return Err(Refusal::NotEthernet { name, arphrd: link.arphrd });
+    }
+    if link.is_kind(&["ipvlan", "ipvtap"]) {
+        return Err(Refusal::IpVlan { name });
+    }
+    // Before NOARP: for a port the way out is the master, whatever the port is.
+    if let Some(index) = link.master {
+        let master = links.get(&index);
+        // Addresses stand on the ports of a VRF; all other masters take the frames of theirs.
+        if !master.is_some_and(|master| master.is_kind(&["vrf"])) {
+            return Err(Refusal::Enslaved {
+                port: name,
+                master: master.map_or_else(|| format!("#{index}"), |master| master.name.clone()),
+                master_kind: master
+                    .and_then(|master| master.kind.clone())
+                    .unwrap_or_else(|| "interface".to_owned()),
+            });
+        }
+    }
+    if link.noarp {
+        return Err(Refusal::NoArp { name });
+    }
+    if link.is_kind(&["vlan"]) {
+        let parent = match (link.parent, link.link_netns) {
+            (Some(index), None) => links.get(&index).map(|parent| parent.name.clone()),
+            _ => None,
+        };
+        let parent = parent.unwrap_or_else(|| "an interface of another network namespace".to_owned());
+        return Err(Refusal::VlanDevice { name, parent });
+    }
+    Ok(())
+}
+
+/// Drivers whose native programs answer with `XDP_TX`, by the names that `ethtool -i` shows: those of Linux that
+/// fill in `ndo_bpf` and handle it (they tell NETDEV_XDP_ACT_BASIC from 6.3 on). `veth` is not one of them,
+/// because its answers are lost unless the peer carries a program too.
+const NATIVE_DRIVERS: [&str; 25] = [
+    "bnxt_en",
+    "ena",
+    "fsl_dpaa2_eth",
+    "fsl_enetc",
+    "gve",
+    "hv_netvsc",
+    "i40e",
+    "ice",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mvneta",
+    "mvpp2",
+    "nfp",
+    "qede",
+    "sfc",
+    "st_gmac",
+    "thunder-nicvf",
+    "tsnep",
+    "virtio_net",
+    "vmxnet3",
+];
+
+/// The mode for `--attach auto`, and the word about its price.
+pub fn auto_mode(link: &Link, driver: Option<&str>) -> (Mode, Option<&'static str>) {
+    match (link.kind.as_deref(), driver) {
+        (None, Some(driver)) if NATIVE_DRIVERS.contains(&driver) => (Mode::Native, None),
+        (Some("veth"), _) => (
+            Mode::Generic,
+            Some(
+                "generic, because native answers of a veth are lost unless its peer carries a program too; bulk \
+                 TCP through a veth loses about a quarter with it (four fifths with native)",
+            ),
+        ),
+        (Some("bond"), _) => (
+            Mode::Generic,
+            Some(
+                "generic, because native runs on every member of a bond and an inactive one would answer a \
+                 second time; bulk TCP loses about a quarter with it",
+            ),
+        ),
+        (Some(_), _) => (
+            Mode::Generic,
+            Some(
+                "generic, because virtual interfaces have no native mode that answers; bulk TCP loses about a quarter with it",
+            ),
+        ),
+        (None, _) => (
+            Mode::Generic,
+            Some(
+                "generic, because the driver is not known to send native answers; bulk TCP loses about a quarter \
+                 with it: try --attach native",
+            ),
+        ),
+    }
+}
+
+/// The name of a link's driver, if it tells.
+pub fn driver(link: &Link) -> Option<String> {
+    ethtool::driver(&link.name).ok()
+}
+
+/// Whether the program sees VLAN tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VlanTags {
+    /// They are in the frame.
+    Visible,
+    /// They are taken off before the program runs.
+    Hidden {
+        /// The command that would change it, if there is one.
+        cure: Option<String>,
+    },
+    /// It depends on something that can't be seen from here, such as a peer in another network namespace.
+    Unknown {
+        /// The command that would make sure, to be run where that can be seen, if there is one.
+        cure: Option<String>,
+    },
+}
+
+impl VlanTags {
+    /// The name used in `status`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Visible => "visible",
+            Self::Hidden { .. } => "hidden",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+}
+
+/// The offload that takes tags off when they come in: names of the kernel, and ethtool's words for them.
+const TAKES_OFF: [(&str, &str); 2] =
+    [("rx-vlan-hw-parse", "rxvlan off"), ("rx-vlan-stag-hw-parse", "rx-vlan-stag-hw-parse off")];
+/// The offload that leaves it to the peer of a veth to put tags in, which it never does: they stay beside the frame.
+const LEAVES_OUT: [(&str, &str); 2] =
+    [("tx-vlan-hw-insert", "txvlan off"), ("tx-vlan-stag-hw-insert", "tx-vlan-stag-hw-insert off")];
+
+/// Whether the program would see VLAN tags on a link, as things stand now.
+pub fn vlan_tags(link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
+    decide_vlan_tags(link, links, |name| {
+        let features = ethtool::features(name).ok()?;
+        Some(features.into_iter().filter(|(_, active)| *active).map(|(name, _)| name).collect())
+    })
+}
+
+/// [`vlan_tags`], given the active offloads of an interface by its name; `None` if it can't be asked.
+fn decide_vlan_tags(
+    link: &Link,
+    links: &BTreeMap<u32, Link>,
+    active: impl Fn(&str) -> Option<BTreeSet<String>>,
+) -> VlanTags {
+    if link.is_kind(&["bridge", "bond", "team", "macvlan", "macvtap"]) {
+        // The kernel takes tags off where a frame comes in, before it passes the frame on to one of these.
+        return VlanTags::Hidden { cure: None };
+    }
+    match offloading(link, links) {
+        Offloading::There { interface, features } => match active(&interface) {
+            None => VlanTags::Unknown { cure: None },
+            Some(active) => {
+                let hiding: Vec<_> = features.iter().filter(|(name, _)| active.contains(*name)).collect();
+                if hiding.is_empty() {
+                    VlanTags::Visible
+                } else {
+                    let words: Vec<_> = hiding.iter().map(|(_, words)| *words).collect();
+                    VlanTags::Hidden { cure: Some(format!("ethtool -K {interface} {}", words.join(" "))) }
+                }
+            }
+        },
+        Offloading::Elsewhere { index } => VlanTags::Unknown {
+            cure: Some(format!(
+                "ethtool -K $(ip -o link | sed -n 's/^{index}: \\([^@:]*\\).*/\\1/p') txvlan off tx-vlan-stag-hw-insert off"
+            )),
+        },
+    }
+}
+
+/// Where the offloads are that decide about a link's tags.
+enum Offloading {
+    There {
+        interface: String,
+        features: [(&'static str, &'static str); 2],
+    },
+    /// On the peer with this index, in another network namespace.
+    Elsewhere {
+        index: u32,
+    },
+}
+
+fn offloading(link: &Link, links: &BTreeMap<u32, Link>) -> Offloading {
+    if link.is_kind(&["veth", "netkit"])
+        && let Some(index) = link.parent
+    {
+        return match links.get(&index) {
+            Some(peer) if link.link_netns.is_none() => {
+                Offloading::There { interface: peer.name.clone(), features: LEAVES_OUT }
+            }
+            _ => Offloading::Elsewhere { index },
+        };
+    }
+    Offloading::There { interface: link.name.clone(), features: TAKES_OFF }
+}
+
+/// Whether VLANs run over a link: a VLAN device of this network namespace stands on it, or it is a bridge that
+/// keeps VLANs apart.
+pub fn carries_vlans(link: &Link, links: &BTreeMap<u32, Link>) -> bool {
+    link.vlan_filtering
+        || links.values().any(|upper| {
+            upper.is_kind(&["vlan"]) && upper.parent == Some(link.index) && upper.link_netns.is_none()
+        })
+}
+
+/// Whether the program must not answer on a link because of tags that it doesn't see. A veth whose peer can't be
+/// asked counts as hiding them: that is how a veth comes into being.
+///
+/// # Errors
+/// [`Refusal::HiddenTags`].
+pub fn tags_permit(link: &Link, links: &BTreeMap<u32, Link>, tags: &VlanTags) -> Result<(), Refusal> {
+    let (cure, certain) = match tags {
+        VlanTags::Visible => return Ok(()),
+        VlanTags::Hidden { cure } => (cure, true),
+        VlanTags::Unknown { cure } => (cure, false),
+    };
+    if carries_vlans(link, links) {
+        return Err(Refusal::HiddenTags { name: link.name.clone(), cure: cure.clone(), certain });
+    }
+    Ok(())
+}
+
+/// Offloads that were switched off so that the program sees VLAN tags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "what was switched off is to be restored at the end"]
+pub struct DisabledOffload {
+    interface: String,
+    features: Vec<&'static str>,
+}
+
+impl DisabledOffload {
+    /// Switches them on again. An interface that has gone needs nothing.
+    ///
+    /// # Errors
+    /// [`OffloadError`]; they are still off then.
+    pub fn restore(&self) -> Result<(), OffloadError> {
+        match ethtool::set_features(&self.interface, &self.features, true) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            Err(source) => Err(OffloadError::Refused { interface: self.interface.clone(), on: true, source }),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Switches off what hides VLAN tags from the program; some drivers take the link down meanwhile.
+///
+/// # Errors
+/// [`OffloadError`]; nothing is changed then, or all that can be.
+pub fn disable_vlan_offload(
+    link: &Link,
+    links: &BTreeMap<u32, Link>,
+) -> Result<DisabledOffload, OffloadError> {
+    if link.is_kind(&["bridge", "bond", "team", "macvlan", "macvtap"]) {
+        return Err(OffloadError::NoSetting { interface: link.name.clone() });
+    }
+    match offloading(link, links) {
+        Offloading::Elsewhere { .. } => Err(OffloadError::OutOfReach { interface: link.name.clone() }),
+        Offloading::There { interface, features } => {
+            let failed = |source| OffloadError::Refused { interface: interface.clone(), on: false, source };
+            let now = ethtool::features(&interface).map_err(failed)?;
+            let features: Vec<_> = features
+                .iter()
+                .map(|(name, _)| *name)
+                .filter(|name| now.get(*name).is_some_and(|active| *active))
+                .collect();
+            ethtool::set_features(&interface, &features, false).map_err(failed)?;
+            Ok(DisabledOffload { interface, features })
+        }
+    }
+}
+
+/// Why a VLAN offload could not be changed.
+#[derive(Debug)]
+pub enum OffloadError {
+    /// No setting makes tags visible on an interface of this kind.
+    NoSetting {
+        /// Its name.
+        interface: String,
+    },
+    /// The offload is the peer's, in another network namespace.
+    OutOfReach {
+        /// The name of this end.
+        interface: String,
+    },
+    /// The kernel or the driver refuses.
+    Refused {
+        /// The name of the interface with the offload.
+        interface: String,
+        /// It was to be switched on.
+        on: bool,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for OffloadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSetting { interface } => write!(
+                f,
+                "making VLAN tags visible on {interface}: no setting does that on an interface of its kind; use a \
+                 member or parent of it, or --vlan-offload ignore"
+            ),
+            Self::OutOfReach { interface } => write!(
+                f,
+                "making VLAN tags visible on {interface}: the setting is that of its peer in another network \
+                 namespace; switch txvlan and tx-vlan-stag-hw-insert off there, then use --vlan-offload ignore"
+            ),
+            Self::Refused { interface, on, .. } => write!(
+                f,
+                "switching the VLAN offload of {interface} {}: the driver or the kernel refuses; see \
+                 'ethtool -k {interface}'",
+                if *on { "on" } else { "off" }
+            ),
+        }
+    }
+}
+
+impl Error for OffloadError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::NoSetting { .. } | Self::OutOfReach { .. } => None,
+            Self::Refused { source, .. } => Some(source),
+        }
+    }
+}

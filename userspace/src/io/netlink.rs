@@ -1,1 +1,674 @@
-//! netlink
+//! Links and addresses by rtnetlink: what there is, what changes, registration.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt, fs, io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use arpwarden_common::abi::MAX_ADDRESSES;
+use futures_util::StreamExt as _;
+use nix::{
+    net::if_::if_indextoname,
+    sys::socket::{setsockopt, sockopt},
+};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
+        NetlinkPayload,
+    },
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol},
+        link::{LinkAttribute, LinkExtentMask, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope},
+    },
+    proto::Connection,
+    sys::{Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
+};
+use tokio::sync::Mutex;
+use tracing::warn;
+
+use super::link::Link;
+
+/// IFA_PROTO of the addresses that we put on interfaces (Linux 5.18): how `ip -details address` tells whose they
+/// are. The kernel knows 1 to 3 (`linux/if_addr.h`) and leaves the rest to whoever comes; this is the number of
+/// the RFC that ARP comes from, 826, without its 6 because there is room for eight bits, and no routing daemon
+/// uses it for its routes (`linux/rtnetlink.h`).
+pub const ADDRESS_PROTOCOL: u8 = 82;
+
+/// Bytes of changes that may wait: all addresses of the maps may go at once, the kernel charges at most 1 KiB for
+/// the message of each, and doubles what is asked for.
+const RECEIVE_BUFFER: usize = MAX_ADDRESSES as usize * 512;
+
+/// How often a list is asked for that the kernel says has changed meanwhile.
+const ATTEMPTS: u32 = 8;
+
+type Message = NetlinkMessage<RouteNetlinkMessage>;
+
+/// Asks rtnetlink. Clones share one socket.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+    /// Held while an address is taken off: see [`Promotion`].
+    deleting: Arc<Mutex<()>>,
+}
+
+/// What changes in this network namespace.
+pub struct Changes {
+    messages: futures_util::stream::BoxStream<'static, Message>,
+}
+
+/// A change of links or addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A link is new or different.
+    Link(Link),
+    /// The link with this index has gone.
+    LinkGone(u32),
+    /// An IPv4 address was put on an interface, changed there or taken off.
+    Address {
+        /// The interface.
+        index: u32,
+        /// The address.
+        address: Ipv4Addr,
+        /// 0..=32.
+        prefix_length: u8,
+        /// It is there now.
+        present: bool,
+    },
+    /// Changes were lost: ask for everything again.
+    Overrun,
+}
+
+/// An IPv4 address on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The interface.
+    pub index: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// 0..=32.
+    pub prefix_length: u8,
+    /// IFA_PROTO; `None` if nobody gave one, or before Linux 5.18.
+    pub protocol: Option<u8>,
+}
+
+impl Netlink {
+    /// Opens one socket for requests and one for changes, so that a flood of changes can't cost an answer. Changes
+    /// are collected from now on: what [`Netlink::links`] and [`Netlink::addresses`] say later is never older.
+    ///
+    /// # Errors
+    /// No descriptor or memory is left.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with its I/O driver.
+    pub fn open() -> io::Result<(Self, Changes)> {
+        Self::with_buffer(RECEIVE_BUFFER)
+    }
+
+    fn with_buffer(receive_buffer: usize) -> io::Result<(Self, Changes)> {
+        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr];
+        let (mut watch, _, messages) = rtnetlink::new_multicast_connection(&groups)?;
+        // Without CAP_NET_ADMIN as much as there is: a loss is reported as such.
+        if let Err(error) = set_receive_buffer(&mut watch, receive_buffer) {
+            warn!(
+                "giving the netlink watch room for {receive_buffer} bytes: {error}; a burst may mean a resync"
+            );
+        }
+        tokio::spawn(watch);
+        let (mut connection, handle, _) = rtnetlink::new_connection()?;
+        // So that an answer that ends early differs from one that is complete.
+        connection.set_forward_done(true);
+        connection.set_forward_ack(true);
+        tokio::spawn(connection);
+        let messages = messages.map(|(message, _)| message).boxed();
+        Ok((Self { handle, deleting: Arc::default() }, Changes { messages }))
+    }
+
+    /// All links of this network namespace by their index.
+    ///
+    /// # Errors
+    /// [`DumpError`].
+    pub async fn links(&self) -> Result<BTreeMap<u32, Link>, DumpError> {
+        let mut request = LinkMessage::default();
+        request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let found = self.dump(Listed::Links, RouteNetlinkMessage::GetLink(request)).await?;
+        let links = found.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Link::decode(message),
+            _ => None,
+        });
+        Ok(links.map(|link| (link.index, link)).collect())
+    }
+
+    /// All IPv4 addresses of this network namespace.
+    ///
+    /// # Errors
+    /// [`DumpError`].
+    pub async fn addresses(&self) -> Result<Vec<LocalAddress>, DumpError> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let found = self.dump(Listed::Addresses, RouteNetlinkMessage::GetAddress(request)).await?;
+        Ok(found
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewAddress(message) => local_address(message),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Puts an address on an interface, marked with [`ADDRESS_PROTOCOL`]. The kernel adds a route to its prefix
+    /// unless the interface has one.
+    ///
+    /// # Errors
+    /// [`AddressError::Exists`] if it is there with this prefix, whoever put it there; nothing is changed then.
+    pub async fn add_address(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        prefix_length: u8,
+    ) -> Result<(), AddressError> {
+        let place = Place { index, address, prefix_length };
+        let mut message = place.message();
+        message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)));
+        if let Some(broadcast) = broadcast(address, prefix_length) {
+            message.attributes.push(AddressAttribute::Broadcast(broadcast));
+        }
+        if self.has_route_of_others(place).await {
+            message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+        }
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        match self.ask(RouteNetlinkMessage::NewAddress(message), flags).await {
+            Ok(()) => Ok(()),
+            Err(source) => Err(match source.raw_os_error() {
+                Some(libc::EEXIST) => AddressError::Exists { place },
+                Some(libc::ENODEV) => AddressError::NoSuchInterface { place },
+                Some(libc::EPERM) => AddressError::NotPermitted { place, adding: true },
+                Some(_) | None => AddressError::Kernel { place, adding: true, source },
+            }),
+        }
+    }
+
+    /// Takes exactly this address with this prefix off an interface; done already if it isn't there. Other addresses
+    /// stay, though the kernel would take those along that were added after it in the same subnet.
+    ///
+    /// # Errors
+    /// [`AddressError::WouldTakeOthers`] if that can't be prevented; nothing is changed then.
+    pub async fn delete_address(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        prefix_length: u8,
+    ) -> Result<(), AddressError> {
+        let place = Place { index, address, prefix_length };
+        let _alone = self.deleting.lock().await;
+        let _promotion = match Promotion::of(place) {
+            Ok(promotion) => promotion,
+            Err(source) => {
+                let others = self.secondaries(place).await.map_err(|error| AddressError::Kernel {
+                    place,
+                    adding: false,
+                    source: io::Error::other(error),
+                })?;
+                if !others.is_empty() {
+                    return Err(AddressError::WouldTakeOthers { place, others, source });
+                }
+                None
+            }
+        };
+        let message = RouteNetlinkMessage::DelAddress(place.message());
+        match self.ask(message, NLM_F_REQUEST | NLM_F_ACK).await {
+            Ok(()) => Ok(()),
+            Err(source) => match source.raw_os_error() {
+                // Not there; nor is the interface.
+                Some(libc::EADDRNOTAVAIL | libc::ENODEV) => Ok(()),
+                Some(libc::EPERM) => Err(AddressError::NotPermitted { place, adding: false }),
+                Some(_) | None => Err(AddressError::Kernel { place, adding: false, source }),
+            },
+        }
+    }
+
+    /// Whether the interface has a route to the address's prefix that no address brought with it. The kernel adds
+    /// none for a further address of a subnet either, but gives it one when the first address goes; an address
+    /// marked as doing without would then leave the host without a route to its subnet.
+    async fn has_route_of_others(&self, place: Place) -> bool {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.header.flags = RouteFlags::FibMatch;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(place.address)));
+        request.attributes.push(RouteAttribute::Oif(place.index));
+        let request = request_of(RouteNetlinkMessage::GetRoute(request), NLM_F_REQUEST);
+        let Ok(mut answers) = self.handle.clone().request(request) else { return false };
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = answer.payload {
+                return route.header.destination_prefix_length == place.prefix_length
+                    && route.header.scope == RouteScope::Link
+                    && route.header.protocol != RouteProtocol::Kernel
+                    && route.attributes.contains(&RouteAttribute::Oif(place.index));
+            }
+        }
+        false
+    }
+
+    /// The addresses that the kernel would take off along with this one.
+    async fn secondaries(&self, place: Place) -> Result<Vec<Ipv4Addr>, DumpError> {
+        let mut request = AddressMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let found = self.dump(Listed::Addresses, RouteNetlinkMessage::GetAddress(request)).await?;
+        let same_subnet: Vec<_> = found
+            .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewAddress(message) => {
+                    Some((local_address(message)?, is_secondary(message)))
+                }
+                _ => None,
+            })
+            .filter(|(local, _)| {
+                local.index == place.index
+                    && local.prefix_length == place.prefix_length
+                    && network(local.address, local.prefix_length)
+                        == network(place.address, place.prefix_length)
+            })
+            .collect();
+        let ours_is_primary =
+            same_subnet.iter().any(|(local, secondary)| local.address == place.address && !secondary);
+        let others =
+            same_subnet.iter().filter(|(local, secondary)| local.address != place.address && *secondary);
+        Ok(if ours_is_primary { others.map(|(local, _)| local.address).collect() } else { Vec::new() })
+    }
+
+    /// Sends a request that ends with an acknowledgement.
+    async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut answers =
+            self.handle.clone().request(request_of(message, flags)).map_err(|_| disconnected())?;
+        while let Some(answer) = answers.next().await {
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return if error.code.is_none() { Ok(()) } else { Err(error.to_io()) };
+            }
+        }
+        Err(disconnected())
+    }
+
+    /// Asks for a list, again if it changed meanwhile.
+    async fn dump(
+        &self,
+        listed: Listed,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, DumpError> {
+        let failed = |source| DumpError { listed, source };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let request = request_of(message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+            let mut answers = self.handle.clone().request(request).map_err(|_| failed(disconnected()))?;
+            let mut found = Vec::new();
+            let (mut torn, mut complete) = (false, false);
+            while let Some(answer) = answers.next().await {
+                torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Done(_) => complete = true,
+                    NetlinkPayload::Error(error) if error.code.is_some() => {
+                        return Err(failed(error.to_io()));
+                    }
+                    _ => {}
+                }
+            }
+            if !complete {
+                return Err(failed(disconnected()));
+            }
+            if !torn {
+                return Ok(found);
+            }
+            if attempts == ATTEMPTS {
+                // Each attempt was torn by a change, and the watch tells of every change.
+                warn!("the list of {} kept changing while it was read {ATTEMPTS} times", listed.name());
+                return Ok(found);
+            }
+        }
+    }
+}
+
+fn request_of(message: RouteNetlinkMessage, flags: u16) -> Message {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = flags;
+    request
+}
+
+fn disconnected() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the netlink socket was closed before the answer")
+}
+
+fn set_receive_buffer(
+    connection: &mut Connection<RouteNetlinkMessage, TokioSocket>,
+    bytes: usize,
+) -> nix::Result<()> {
+    let descriptor = connection.socket_mut().as_raw_fd();
+    // SAFETY: the connection, which owns the descriptor, is borrowed for longer than this.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+    setsockopt(&descriptor.as_fd(), sockopt::RcvBufForce, &bytes)
+}
+
+impl Changes {
+    /// The next change; `None` when the socket was closed. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Change> {
+        loop {
+            if let Some(change) = change(self.messages.next().await?) {
+                return Some(change);
+            }
+        }
+    }
+}
+
+fn change(message: Message) -> Option<Change> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+    match message.payload {
+        NetlinkPayload::Overrun(_) => Some(Change::Overrun),
+        NetlinkPayload::InnerMessage(message) => match message {
+            // AF_BRIDGE messages come along: of a port that leaves its bridge they say "link deleted".
+            RouteNetlinkMessage::NewLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                Link::decode(&link).map(Change::Link)
+            }
+            RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
+                Some(Change::LinkGone(link.header.index))
+            }
+            RouteNetlinkMessage::NewAddress(address) => address_change(&address, true),
+            RouteNetlinkMessage::DelAddress(address) => address_change(&address, false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn address_change(message: &AddressMessage, present: bool) -> Option<Change> {
+    let LocalAddress { index, address, prefix_length, .. } = local_address(message)?;
+    Some(Change::Address { index, address, prefix_length, present })
+}
+
+fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    let (mut local, mut protocol) = (None, None);
+    for attribute in &message.attributes {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+        match attribute {
+            AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
+            AddressAttribute::Protocol(number) => protocol = Some(u8::from(*number)),
+            _ => {}
+        }
+    }
+    Some(LocalAddress {
+        index: message.header.index,
+        address: local?,
+        prefix_length: message.header.prefix_len,
+        protocol,
+    })
+}
+
+fn is_secondary(message: &AddressMessage) -> bool {
+    message.attributes.iter().any(
+        |attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Secondary)),
+    )
+}
+
+/// The link with this index, asked for there and then without a runtime; `None` if there is none.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn link_now(index: u32) -> io::Result<Option<Link>> {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let mut request = request_of(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST);
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&bytes, 0)?;
+    // One request without NLM_F_DUMP has one answer, the link or an error (netlink(7)).
+    let (answer, _) = socket.recv_from_full()?;
+    let answer =
+        Message::deserialize(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+    match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Link::decode(&link)),
+        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Ok(None),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Where an address is or is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The interface.
+    pub index: u32,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// 1..=32.
+    pub prefix_length: u8,
+}
+
+impl Place {
+    /// A message about the address, of global scope, not a peer's.
+    fn message(self) -> AddressMessage {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = self.prefix_length;
+        message.header.index = self.index;
+        let address = IpAddr::V4(self.address);
+        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+        message
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} on ", self.address, self.prefix_length)?;
+        match name_of(self.index) {
+            Some(name) => f.write_str(&name),
+            None => write!(f, "interface #{}", self.index),
+        }
+    }
+}
+
+fn name_of(index: u32) -> Option<String> {
+    if_indextoname(index).ok()?.into_string().ok()
+}
+
+fn network(address: Ipv4Addr, prefix_length: u8) -> u32 {
+    let host_bits = 32 - u32::from(prefix_length.min(32));
+    u32::from(address).checked_shr(host_bits).unwrap_or(0)
+}
+
+/// The broadcast address of the prefix; /31 and /32 have none (RFC 3021 §2.2).
+fn broadcast(address: Ipv4Addr, prefix_length: u8) -> Option<Ipv4Addr> {
+    let host_bits = u32::MAX.checked_shr(prefix_length.into()).unwrap_or(0);
+    (prefix_length < 31).then(|| Ipv4Addr::from(u32::from(address) | host_bits))
+}
+
+/// Makes the kernel keep the other addresses of a subnet when its first one goes (`promote_secondaries`, off by
+/// default), for as long as this lives.
+struct Promotion {
+    setting: PathBuf,
+    before: String,
+}
+
+impl Promotion {
+    /// `None` if nothing need be changed.
+    ///
+    /// # Errors
+    /// It is off and can't be switched on: sysctls are read-only in many containers.
+    fn of(place: Place) -> io::Result<Option<Self>> {
+        // Nothing else fits into such a prefix.
+        if place.prefix_length == 32 {
+            return Ok(None);
+        }
+        let Some(name) = name_of(place.index) else { return Ok(None) };
+        let setting =
+            |name: &str| PathBuf::from(format!("/proc/sys/net/ipv4/conf/{name}/promote_secondaries"));
+        // Either of the two switches it on (`IN_DEV_ORCONF`).
+        let is_on = |value: &str| value.trim() != "0";
+        if is_on(&fs::read_to_string(setting("all"))?) {
+            return Ok(None);
+        }
+        let setting = setting(&name);
+        let before = fs::read_to_string(&setting)?;
+        if is_on(&before) {
+            return Ok(None);
+        }
+        fs::write(&setting, "1")?;
+        Ok(Some(Self { setting, before }))
+    }
+}
+
+impl Drop for Promotion {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(&self.setting, &self.before)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            warn!("setting {} back to {}: {error}", self.setting.display(), self.before.trim());
+        }
+    }
+}
+
+/// What a list is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// Links.
+    Links,
+    /// IPv4 addresses.
+    Addresses,
+}
+
+impl Listed {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Links => "links",
+            Self::Addresses => "IPv4 addresses",
+        }
+    }
+}
+
+/// Why a list could not be had.
+#[derive(Debug)]
+pub struct DumpError {
+    /// Of what.
+    pub listed: Listed,
+    /// The kernel's answer.
+    pub source: io::Error,
+}
+
+impl fmt::Display for DumpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "asking rtnetlink for the {} of this network namespace failed; try again",
+            self.listed.name()
+        )
+    }
+}
+
+impl Error for DumpError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Why an address could not be put on an interface or taken off.
+#[derive(Debug)]
+pub enum AddressError {
+    /// It is there already, with this prefix.
+    Exists {
+        /// Which one.
+        place: Place,
+    },
+    /// There is no such interface.
+    NoSuchInterface {
+        /// Which one.
+        place: Place,
+    },
+    /// The kernel does not permit it.
+    NotPermitted {
+        /// Which one.
+        place: Place,
+        /// It was to be put there.
+        adding: bool,
+    },
+    /// The kernel would take other addresses along, and could not be told not to.
+    WouldTakeOthers {
+        /// Which one.
+        place: Place,
+        /// The others.
+        others: Vec<Ipv4Addr>,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something else.
+    Kernel {
+        /// Which one.
+        place: Place,
+        /// It was to be put there.
+        adding: bool,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl AddressError {
+    /// Whether a missing permission is the reason, so that the command ends with 5.
+    pub const fn is_permission(&self) -> bool {
+        matches!(self, Self::NotPermitted { .. })
+    }
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let doing = |adding: &bool| if *adding { "registering" } else { "deregistering" };
+        match self {
+            Self::Exists { place } => write!(
+                f,
+                "registering {place}: the address is there already; take it off first, or take it over with --adopt"
+            ),
+            Self::NoSuchInterface { place } => {
+                write!(f, "registering {place}: there is no such interface (any more); see 'ip link'")
+            }
+            Self::NotPermitted { place, adding } => {
+                write!(f, "{} {place}: not permitted; it needs CAP_NET_ADMIN", doing(adding))
+            }
+            Self::WouldTakeOthers { place, others, .. } => {
+                let others: Vec<_> = others.iter().map(Ipv4Addr::to_string).collect();
+                write!(
+                    f,
+                    "deregistering {place}: it is the first address of its subnet there, and the kernel would take \
+                     {} off with it; preventing that failed, so it was left: set the sysctl \
+                     net.ipv4.conf.all.promote_secondaries to 1",
+                    others.join(", ")
+                )
+            }
+            Self::Kernel { place, adding, .. } => {
+                write!(f, "{} {place}: the kernel refuses", doing(adding))
+            }
+        }
+    }
+}
+
+impl Error for AddressError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::WouldTakeOthers { source, .. } | Self::Kernel { source, .. } => Some(source),
+            Self::Exists { .. } | Self::NoSuchInterface { .. } | Self::NotPermitted { .. } => None,
+        }
+    }
+}
