@@ -189,15 +189,13 @@ fn an_address_given_up_in_the_middle_of_its_plan_is_announced_no_more() {
     let tap = net.tap(0);
     // Its second round would have come before the second one of an address that came later.
     let kept = node.online(101);
-    let seen = tap.collect_until("the second round of the other", ms(4_000), |frame| {
+    let end_of_a_round = |frame: &Captured| {
         !frame.outgoing
             && frame.says(kept, node.host.mac)
-            && frame.is_arp(|arp| arp.operation == REPLY)
-            && frame.boot_ns > 0
-    });
-    let later = tap.collect_until("the second round of the other", ms(4_000), |frame| {
-        !frame.outgoing && frame.says(kept, node.host.mac) && frame.is_arp(|arp| arp.operation == REPLY)
-    });
-    let all = [seen, later].concat();
+            && frame.is_arp(|arp| arp.operation == REPLY && arp.sender_ip == arp.target_ip)
+    };
+    let first = tap.collect_until("the first round of the other", ms(4_000), end_of_a_round);
+    let second = tap.collect_until("the second round of the other", ms(4_000), end_of_a_round);
+    let all = [first, second].concat();
     assert!(!all.iter().any(|frame| frame.says(given_up, node.host.mac)), "{all:#?}");
 }

@@ -137,7 +137,7 @@ fn each_of_a_thousand_requests_gets_exactly_one_answer() {
             answers += 1;
         }
     }
-    let rest = node.settled(&net.tap(0));
+    let rest = node.settled(&asker);
     assert_eq!(count(&rest, |frame| answers_for(frame, address, node.host.mac)), 0);
     assert_eq!(node.counter(address, "answered") - before, 1000);
 }
