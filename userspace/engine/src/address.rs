@@ -23,8 +23,8 @@ use crate::{
     limits::{Defences, Loudness, OwnerFlaps, Permit},
     pace::{Outbox, Urgent, Wish},
     params::{
-        self, BACKOFF_MAX, BACKOFF_MIN, DEFEND_INTERVAL, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, REPAIR_GAP,
-        REPAIRS, ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY,
+        self, BACKOFF_MAX, BACKOFF_MIN, DEFEND_INTERVAL, MAX_CONFLICTS, ONCE_MARGIN, RATE_LIMIT_INTERVAL,
+        REPAIR_GAP, REPAIRS, ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY,
     },
     plan::{Failure, Plan},
 };
@@ -1022,6 +1022,9 @@ impl Managed {
 /// What the datapath saw.
 impl Managed {
     pub(crate) fn seen(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
+        if self.slot != Slot::Installed {
+            return; // of an earlier life: the datapath does not look out for this one yet
+        }
         match sighting.kind {
             SightingKind::Echo { sibling: _ } => {
                 if !sighting.repeat {
@@ -1105,7 +1108,8 @@ impl Managed {
     /// A claim for an address that is ours (RFC 5227 §2.4).
     fn challenged(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let Some(spec) = self.spec else { return };
-        let recent = self.conflict.is_some_and(|earlier| sighting.at.since(earlier) < DEFEND_INTERVAL);
+        let interval = DEFEND_INTERVAL.saturating_add(ONCE_MARGIN);
+        let recent = self.conflict.is_some_and(|earlier| sighting.at.since(earlier) < interval);
         self.conflict = Some(sighting.at);
         let lost = match spec.defend {
             Defend::Yield => true,
@@ -1353,10 +1357,11 @@ impl Managed {
                 self.slot = Slot::Installed;
                 self.publish(turn);
                 self.answer_all(turn, |what| matches!(what, Waiting::Watch), &Answer::Done);
-                if self.state == State::Yielding {
-                    self.deregister(turn);
-                } else if self.state == State::Announcing {
+                if self.state.may_answer() {
                     self.start_plan_if_installed(turn);
+                } else {
+                    // An adopted address may have been given up already.
+                    self.deregister(turn);
                 }
                 self.settle(turn);
             }

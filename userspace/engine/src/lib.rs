@@ -11,6 +11,8 @@ mod pace;
 pub mod params;
 mod plan;
 #[cfg(test)]
+mod sim;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -207,6 +209,12 @@ impl Engine {
     /// A managed address.
     pub fn get(&self, key: &AddressKey) -> Option<&Managed> {
         self.addresses.get(key)
+    }
+
+    /// Whether a command about the address waits for its answer.
+    #[cfg(test)]
+    fn is_awaited(&self, key: &AddressKey) -> bool {
+        self.requests.values().any(|awaited| awaited == key)
     }
 
     fn interface(&mut self, now: MonoTime, index: u32, interface: Interface, dice: &mut dyn Dice) {

@@ -10,6 +10,11 @@ pub const MAX_CONFLICTS: u32 = 10;
 pub const RATE_LIMIT_INTERVAL: Duration = Duration::from_secs(60);
 /// DEFEND_INTERVAL (RFC 5227 §1.1): the least time between two defences of an address.
 pub const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+/// `once` takes a conflict for the second one for so long beyond DEFEND_INTERVAL. A rival that holds the address by
+/// RFC 5227 §2.4 (c) defends it again exactly when its own interval is over, which is the moment when ours is; which
+/// of the two ends first is chance, and without a margin both would go on for ever. Giving up is always
+/// allowed (§2.4 (a)). 1 s is far beyond the lateness of a timer and of a report.
+pub const ONCE_MARGIN: Duration = Duration::from_secs(1);
 /// Two changes of a watched address's owner within this time are a conflict (design: "Words").
 pub const OWNER_FLAPS: Duration = Duration::from_secs(10);
 /// More than [`LOUD_CLAIMS`] claims in this time are loud: one less freezes no address in an EVPN fabric

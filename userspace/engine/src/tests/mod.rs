@@ -4,6 +4,9 @@ mod announcing;
 mod claiming;
 mod defending;
 mod giving_up;
+mod many;
+mod properties;
+mod stories;
 mod watching;
 
 use core::time::Duration;

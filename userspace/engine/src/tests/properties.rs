@@ -1,0 +1,548 @@
+//! What holds whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+
+use super::*;
+use crate::{
+    input::MoveBudget,
+    sim::{Host, Net, address, key as key_of},
+};
+
+const VIP: u8 = 10;
+
+fn specs() -> impl Strategy<Value = OnlineSpec> {
+    let claims =
+        vec![Claim::Probe, Claim::Immediate { check: ms(20) }, Claim::Immediate { check: Duration::ZERO }];
+    let waits = vec![Duration::ZERO, ms(300), secs(5), secs(100), Duration::MAX];
+    (
+        select(claims),
+        select(vec![Profile::Fast, Profile::Rfc5227]),
+        select(vec![Defend::Yield, Defend::Once, Defend::Hold]),
+        select(waits),
+        prop::bool::weighted(0.1),
+        select(vec![24, 32]),
+    )
+        .prop_map(|(claim, profile, defend, wait, adopt, prefix_length)| OnlineSpec {
+            prefix_length,
+            claim,
+            profile,
+            defend,
+            wait,
+            adopt,
+        })
+}
+
+fn interfaces() -> impl Strategy<Value = Interface> {
+    let moves = vec![
+        None,
+        Some(MoveBudget::EVPN),
+        Some(MoveBudget { moves: 1, window: secs(15) }),
+        Some(MoveBudget { moves: 0, window: Duration::MAX }),
+        Some(MoveBudget { moves: 2, window: Duration::ZERO }),
+    ];
+    (select(vec![OWN, OTHER]), select(vec![Pace::Plain, Pace::Inspected]), select(moves))
+        .prop_map(|(mac, pace, moves)| Interface { mac, pace, moves })
+}
+
+/// What may happen to an engine.
+#[derive(Clone, Debug)]
+enum Step {
+    Online(u8, OnlineSpec),
+    Offline(u8, bool),
+    Watch(u8),
+    Unwatch(u8),
+    Announce(u8),
+    /// The caller of one of the commands so far goes away.
+    Forget(usize),
+    Interface(Interface),
+    Seen(u8, SightingKind, MacAddr, u64, bool, bool, Duration),
+    Local(u8, bool),
+    /// The outcome of one of the open actions, not always the oldest.
+    Outcome(usize, bool),
+    /// An outcome that nobody asked for.
+    Unasked(u8, u8, bool),
+    Pass(Duration),
+    /// On to the next deadline.
+    Next,
+    /// The clock goes on without a call.
+    Hang(Duration),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    let last = 1..=3_u8;
+    let kinds = vec![
+        SightingKind::Claim,
+        SightingKind::Claim,
+        SightingKind::Probe,
+        SightingKind::Echo { sibling: true },
+        SightingKind::Flood,
+    ];
+    let waits = vec![Duration::ZERO, ms(1), ms(60), ms(1_100), secs(3), secs(11), secs(200)];
+    let seen = (
+        last.clone(),
+        select(kinds),
+        select(vec![RIVAL, OTHER]),
+        select(vec![0, 1, 7, u64::MAX]),
+        any::<bool>(),
+        any::<bool>(),
+        select(waits.clone()),
+    );
+    prop_oneof![
+        4 => (last.clone(), specs()).prop_map(|(n, spec)| Step::Online(n, spec)),
+        2 => (last.clone(), any::<bool>()).prop_map(|(n, watch)| Step::Offline(n, watch)),
+        1 => last.clone().prop_map(Step::Watch),
+        1 => last.clone().prop_map(Step::Unwatch),
+        1 => last.clone().prop_map(Step::Announce),
+        1 => any::<usize>().prop_map(Step::Forget),
+        1 => interfaces().prop_map(Step::Interface),
+        4 => seen.prop_map(|(n, kind, mac, count, repeat, changed, age)| {
+            Step::Seen(n, kind, mac, count, repeat, changed, age)
+        }),
+        1 => (last.clone(), any::<bool>()).prop_map(|(n, local)| Step::Local(n, local)),
+        20 => (prop_oneof![4 => Just(0_usize), 1 => any::<usize>()], prop::bool::weighted(0.8))
+            .prop_map(|(which, ok)| Step::Outcome(which, ok)),
+        1 => (last, 0..6_u8, any::<bool>()).prop_map(|(n, which, ok)| Step::Unasked(n, which, ok)),
+        3 => select(waits.clone()).prop_map(Step::Pass),
+        8 => Just(Step::Next),
+        1 => select(waits).prop_map(Step::Hang),
+    ]
+}
+
+/// An engine under test, with the world that it asks things of.
+struct Bench {
+    engine: Engine,
+    now: MonoTime,
+    dice: Seeded,
+    open: Vec<Action>,
+    /// Installations that are going to fail, oldest first: what the datapath does it does at once.
+    failing: BTreeMap<AddressKey, Vec<bool>>,
+    /// Addresses whose installation failed, unknown to the engine so far.
+    ghosts: BTreeSet<AddressKey>,
+    commands: Vec<RequestId>,
+    forgotten: BTreeSet<RequestId>,
+    answers: BTreeMap<RequestId, u32>,
+    words: BTreeMap<AddressKey, StateWord>,
+    registered: BTreeSet<AddressKey>,
+    events: Vec<EventKind>,
+}
+
+fn numbered(n: u8) -> AddressKey {
+    AddressKey { address: Ipv4::new([192, 0, 2, n]), ..KEY }
+}
+
+fn outcome(action: &Action, ok: bool) -> Option<Input> {
+    let result = if ok { Ok(()) } else { Err("told so".into()) };
+    match *action {
+        Action::Install { key, .. } => Some(Input::Installed { key, result }),
+        Action::Register { key, .. } => Some(Input::Registered { key, result }),
+        Action::Deregister { key, .. } => Some(Input::Deregistered { key, result }),
+        Action::Send { key, purpose, frame } => Some(Input::Sent { key, purpose, frame, result }),
+        Action::Store { .. } | Action::Remove { .. } | Action::Event(_) | Action::Answer { .. } => None,
+    }
+}
+
+fn key_of_action(action: &Action) -> Option<AddressKey> {
+    match action {
+        Action::Install { key, .. }
+        | Action::Register { key, .. }
+        | Action::Deregister { key, .. }
+        | Action::Send { key, .. }
+        | Action::Store { key, .. }
+        | Action::Remove { key } => Some(*key),
+        Action::Event(event) => Some(event.key),
+        Action::Answer { .. } => None,
+    }
+}
+
+impl Bench {
+    fn new(seed: u64, interface: Interface) -> Self {
+        let mut bench = Self {
+            engine: Engine::new(),
+            now: MonoTime(300_000_000_000),
+            dice: Seeded(seed),
+            open: Vec::new(),
+            failing: BTreeMap::new(),
+            ghosts: BTreeSet::new(),
+            commands: Vec::new(),
+            forgotten: BTreeSet::new(),
+            answers: BTreeMap::new(),
+            words: BTreeMap::new(),
+            registered: BTreeSet::new(),
+            events: Vec::new(),
+        };
+        bench.input(Input::Interface { index: KEY.interface, interface });
+        bench
+    }
+
+    fn input(&mut self, input: Input) {
+        self.engine.handle(self.now, input, &mut self.dice);
+        self.look();
+    }
+
+    fn timeout(&mut self) {
+        self.engine.handle_timeout(self.now, &mut self.dice);
+        self.look();
+        let next = self.engine.poll_timeout();
+        assert!(next.is_none_or(|next| next > self.now), "due {next:?} is not done at {:?}", self.now);
+    }
+
+    fn command(&mut self, input: impl FnOnce(RequestId) -> Input) {
+        let request = RequestId(u64::try_from(self.commands.len()).unwrap());
+        self.commands.push(request);
+        self.input(input(request));
+    }
+
+    /// Takes the actions and checks each.
+    fn look(&mut self) {
+        while let Some(action) = self.engine.poll_action() {
+            match &action {
+                Action::Install { key, word } => {
+                    let fails = self.dice.below(10) == 0;
+                    self.failing.entry(*key).or_default().push(fails);
+                    if fails {
+                        self.ghosts.insert(*key);
+                    } else {
+                        assert_eq!(self.words.insert(*key, *word), None, "installed twice");
+                    }
+                }
+                Action::Store { key, word } => {
+                    assert!(self.words.insert(*key, *word).is_some(), "stored without being installed");
+                    let silent = !word.may_answer() && !word.is(State::Watched);
+                    assert!(
+                        !self.registered.contains(key) || !silent || word.is_local(),
+                        "unshielded {word:?}"
+                    );
+                    assert!(
+                        !self.registered.contains(key) || !word.is(State::Watched),
+                        "watched and registered"
+                    );
+                }
+                Action::Remove { key } => {
+                    let known = self.ghosts.remove(key) || self.words.remove(key).is_some();
+                    assert!(known, "removed without being installed");
+                    assert!(!self.registered.contains(key), "removed while on the interface");
+                }
+                Action::Register { key, .. } => {
+                    assert!(self.words[key].is_local(), "the shield comes first");
+                    assert!(self.words[key].is(State::Probing));
+                    assert!(self.registered.insert(*key), "registered twice");
+                }
+                Action::Deregister { key, .. } => {
+                    assert!(!self.words[key].may_answer(), "silence comes first");
+                }
+                Action::Send { key, purpose, frame } => {
+                    let own =
+                        frame.sender_mac == OWN || frame.sender_mac == OTHER && *purpose != Purpose::Repair;
+                    if own && frame.sender_ip == key.address {
+                        assert!(self.words[key].may_answer(), "{purpose:?} in {:?}", self.words[key]);
+                    }
+                }
+                Action::Event(Event { kind, .. }) => self.events.push(kind.clone()),
+                Action::Answer { request, .. } => *self.answers.entry(*request).or_default() += 1,
+            }
+            if outcome(&action, true).is_some() {
+                self.open.push(action);
+            }
+        }
+        self.nothing_waits_for_ever();
+    }
+
+    /// A state that waits has a timer or an outcome to come.
+    fn nothing_waits_for_ever(&self) {
+        for (key, address) in self.engine.addresses() {
+            let open = self.open.iter().any(|action| key_of_action(action) == Some(*key));
+            let timer = self.engine.poll_timeout().is_some();
+            let waiting = match address.state() {
+                State::Probing | State::Announcing | State::Contested | State::Yielding => true,
+                State::Refused | State::Lost => address.is_registered() || address.next_retry().is_some(),
+                State::Watched | State::Online | State::Suspended => false,
+            };
+            assert!(!waiting || open || timer, "{address:?} waits for ever");
+            let asked = self.engine.is_awaited(key);
+            assert!(!asked || open || timer, "a command about {address:?} waits for ever");
+        }
+    }
+
+    fn outcome(&mut self, which: usize, ok: bool) {
+        if self.open.is_empty() {
+            return;
+        }
+        // Outcomes of one kind about one address come in the order of the actions; others mix.
+        let chosen = &self.open[which % self.open.len()];
+        let kind = core::mem::discriminant(chosen);
+        let key = key_of_action(chosen);
+        let same = |action: &Action| core::mem::discriminant(action) == kind && key_of_action(action) == key;
+        let at = self.open.iter().position(same).unwrap();
+        let action = self.open.remove(at);
+        let mut ok = ok;
+        if let Action::Install { key, .. } = &action {
+            ok = !self.failing.get_mut(key).unwrap().remove(0);
+        }
+        match &action {
+            Action::Register { key, .. } if !ok => {
+                self.registered.remove(key);
+            }
+            Action::Deregister { key, .. } if ok => {
+                self.registered.remove(key);
+            }
+            _ => {}
+        }
+        let input = outcome(&action, ok).unwrap();
+        self.engine.handle(self.now, input, &mut self.dice);
+        if let Action::Install { key, .. } = &action
+            && self.engine.get(key).is_none()
+        {
+            self.ghosts.remove(key);
+        }
+        self.look();
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Online(n, spec) => {
+                self.command(|request| Input::Online { request, key: numbered(n), spec });
+            }
+            Step::Offline(n, watch) => {
+                self.command(|request| Input::Offline { request, key: numbered(n), watch });
+            }
+            Step::Watch(n) => self.command(|request| Input::Watch { request, key: numbered(n) }),
+            Step::Unwatch(n) => self.command(|request| Input::Unwatch { request, key: numbered(n) }),
+            Step::Announce(n) => self.command(|request| Input::Announce { request, key: numbered(n) }),
+            Step::Forget(which) => {
+                if !self.commands.is_empty() {
+                    let request = self.commands[which % self.commands.len()];
+                    if !self.answers.contains_key(&request) {
+                        self.forgotten.insert(request);
+                    }
+                    self.input(Input::Forget { request });
+                }
+            }
+            Step::Interface(interface) => {
+                self.input(Input::Interface { index: KEY.interface, interface });
+            }
+            Step::Seen(n, kind, mac, count, repeat, owner_changed, age) => {
+                let sighting = Sighting {
+                    kind,
+                    claimant: claimant(mac),
+                    form: Form::Announcement,
+                    operation: REQUEST,
+                    count,
+                    repeat,
+                    owner_changed,
+                    // Mostly of the past, now and then of the future.
+                    at: if count == 7 { self.now.after(age) } else { MonoTime(self.now.0 - nanos(age)) },
+                };
+                self.input(Input::Seen { key: numbered(n), sighting });
+            }
+            Step::Local(n, local) => self.input(Input::Local { key: numbered(n), local }),
+            Step::Outcome(which, ok) => self.outcome(which, ok),
+            Step::Unasked(n, which, ok) => {
+                let (key, result) = (numbered(n), if ok { Ok(()) } else { Err("unasked".into()) });
+                // Never one that could be the answer to an open action.
+                if self.open.iter().any(|action| key_of_action(action) == Some(key)) {
+                    return;
+                }
+                let frame = Outgoing::announcement(OWN, OWN, Vlan::UNTAGGED, key.address);
+                self.input(match which {
+                    0 => Input::Installed { key, result },
+                    1 => Input::Registered { key, result },
+                    2 => Input::Deregistered { key, result },
+                    3 => Input::Sent { key, purpose: Purpose::Announcement, frame, result },
+                    4 => Input::Sent { key, purpose: Purpose::Defence, frame, result },
+                    _ => Input::Sent { key, purpose: Purpose::Probe, frame, result },
+                });
+            }
+            Step::Pass(wait) => {
+                let end = self.now.after(wait);
+                while let Some(due) = self.engine.poll_timeout().filter(|due| *due <= end) {
+                    self.now = self.now.max(due);
+                    self.timeout();
+                }
+                self.now = end;
+            }
+            Step::Next => {
+                if let Some(due) = self.engine.poll_timeout()
+                    && due.since(self.now) < secs(1_000)
+                {
+                    self.now = self.now.max(due);
+                    self.timeout();
+                }
+            }
+            Step::Hang(wait) => self.now = self.now.after(wait),
+        }
+    }
+}
+
+fn nanos(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos()).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_sequence_of_inputs_panics_or_leaves_something_that_waits_for_ever(
+        seed: u64,
+        interface in interfaces(),
+        steps in vec(steps(), 1..120),
+    ) {
+        let mut bench = Bench::new(seed, interface);
+        for step in steps {
+            bench.step(step);
+        }
+        // Then all goes well: every command gets its answer.
+        for n in 1..=3 {
+            bench.step(Step::Offline(n, false));
+        }
+        for _ in 0..200 {
+            while !bench.open.is_empty() {
+                bench.outcome(0, true);
+            }
+            bench.step(Step::Pass(secs(1)));
+        }
+        prop_assert_eq!(bench.engine.addresses().count(), 0);
+        prop_assert_eq!(bench.engine.poll_timeout(), None);
+        prop_assert_eq!(&bench.words, &BTreeMap::new());
+        for request in &bench.commands {
+            let answers = bench.answers.get(request).copied().unwrap_or(0);
+            let expected = u32::from(!bench.forgotten.contains(request));
+            prop_assert_eq!(answers, expected, "answers to {:?}", request);
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_neither_panics_nor_hangs(seed: u64, steps in vec(steps(), 1..60)) {
+        let mut bench = Bench::new(seed, INTERFACE);
+        bench.now = MonoTime(u64::MAX - 1);
+        for step in steps {
+            match step {
+                Step::Pass(_) | Step::Next => {
+                    bench.engine.handle_timeout(bench.now, &mut bench.dice);
+                    bench.look();
+                }
+                _ => bench.step(step),
+            }
+        }
+    }
+}
+
+/// Two hosts that both have the address because they did not hear each other, together again.
+fn reunited(net: &mut Net, specs: [OnlineSpec; 2], interface: Interface) -> [Host; 2] {
+    let hosts = [net.warden(interface), net.warden(interface)];
+    net.unplug(hosts[1]);
+    for (host, spec) in hosts.into_iter().zip(specs) {
+        net.online(host, address(VIP), spec);
+        let wait = net.dice.below(8_000);
+        net.pass(ms(wait));
+    }
+    net.pass(secs(30));
+    for host in hosts {
+        assert!(net.may_answer(host, address(VIP)));
+    }
+    net.plug(hosts[1]);
+    let wait = net.dice.below(30_000);
+    net.pass(ms(wait));
+    hosts
+}
+
+fn conflicts(net: &Net, host: Host) -> usize {
+    let conflict = |(_, kind): &&(MonoTime, EventKind)| matches!(kind, EventKind::Conflict { .. });
+    net.at(host).events.iter().filter(conflict).count()
+}
+
+fn fast_specs() -> impl Strategy<Value = OnlineSpec> {
+    specs().prop_map(|spec| OnlineSpec { wait: Duration::ZERO, adopt: false, ..spec })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn of_two_of_which_at_most_one_holds_at_most_one_has_it_after_an_announcement_and_a_quiet_interval(
+        seed: u64,
+        one in fast_specs(),
+        other in fast_specs(),
+        by in 0..2_usize,
+    ) {
+        prop_assume!(one.defend != Defend::Hold || other.defend != Defend::Hold);
+        let mut net = Net::new(seed);
+        let hosts = reunited(&mut net, [one, other], INTERFACE);
+        net.announce(hosts[by], address(VIP));
+        net.pass(secs(11));
+        net.pass(crate::params::DEFEND_INTERVAL);
+        let holding = hosts.into_iter().filter(|host| net.may_answer(*host, address(VIP))).count();
+        prop_assert!(holding <= 1);
+        if one.defend == Defend::Hold || other.defend == Defend::Hold {
+            prop_assert_eq!(holding, 1, "who holds keeps it");
+        }
+        for host in hosts {
+            if !net.may_answer(host, address(VIP)) {
+                prop_assert!(net.kernel(host).addresses.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn if_both_hold_both_report_it_and_defences_keep_to_the_interval_and_the_budget(
+        seed: u64,
+        one in fast_specs(),
+        other in fast_specs(),
+        budget in select(vec![None, Some(MoveBudget::EVPN), Some(MoveBudget { moves: 2, window: secs(60) })]),
+        by in 0..2_usize,
+    ) {
+        let hold = |spec| OnlineSpec { defend: Defend::Hold, ..spec };
+        let interface = Interface { moves: budget, ..INTERFACE };
+        let mut net = Net::new(seed);
+        let hosts = reunited(&mut net, [hold(one), hold(other)], interface);
+        net.announce(hosts[by], address(VIP));
+        net.pass(secs(600));
+        for host in hosts {
+            prop_assert!(conflicts(&net, host) > 0);
+            prop_assert!(net.may_answer(host, address(VIP)));
+            let at: Vec<MonoTime> = net
+                .at(host)
+                .events
+                .iter()
+                .filter(|(_, kind)| matches!(kind, EventKind::Defended { .. }))
+                .map(|(at, _)| *at)
+                .collect();
+            prop_assert!(at.windows(2).all(|pair| pair[1].since(pair[0]) >= secs(10)));
+            if let Some(MoveBudget { moves, window }) = budget {
+                let moves = usize::try_from(moves).unwrap();
+                prop_assert!(at.windows(moves + 1).all(|some| some[moves].since(some[0]) >= window));
+            }
+        }
+    }
+
+    #[test]
+    fn two_that_probe_at_the_same_moment_never_both_get_it(
+        seed: u64,
+        apart in 0..400_u64,
+        profile in select(vec![Profile::Fast, Profile::Rfc5227]),
+        waits in prop::bool::ANY,
+    ) {
+        let wait = if waits { secs(600) } else { Duration::ZERO };
+        let spec = OnlineSpec { profile, wait, ..SPEC };
+        let mut net = Net::new(seed);
+        let hosts = [net.warden(INTERFACE), net.warden(INTERFACE)];
+        let first = net.online(hosts[0], address(VIP), spec);
+        net.pass(Duration::from_micros(apart * 1_000));
+        let second = net.online(hosts[1], address(VIP), spec);
+        for _ in 0..700 {
+            net.pass(secs(1));
+            prop_assert!(!hosts.into_iter().all(|host| net.may_answer(host, address(VIP))));
+        }
+        let got = hosts.into_iter().filter(|host| net.may_answer(*host, address(VIP))).count();
+        if waits {
+            prop_assert_eq!(got, 1);
+        }
+        for (host, request) in hosts.into_iter().zip([first, second]) {
+            let done = net.answers(host, request) == [Answer::Done];
+            prop_assert_eq!(net.answers(host, request).len(), 1);
+            prop_assert_eq!(done, net.may_answer(host, address(VIP)));
+            prop_assert!(net.at(host).engine.get(&key_of(address(VIP))).is_some());
+        }
+    }
+}
