@@ -6,6 +6,7 @@
 pub mod kernel;
 pub mod netns;
 pub mod node;
+pub mod prog_run;
 pub mod tools;
 pub mod wire;
 

@@ -1,0 +1,403 @@
+//! The real program, run on single frames by `BPF_PROG_TEST_RUN`, with its maps at hand. Needs root.
+
+use std::{
+    io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    ptr,
+};
+
+use arpwarden_common::{
+    abi::{AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Event, Port, Record, Slot},
+    golden::{PORT_INDEX, World},
+    names,
+    net::MacAddr,
+    verdict::Entry,
+};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf},
+    programs::Xdp,
+    util::nr_cpus,
+};
+
+/// What an XDP program returns (linux/bpf.h, `enum xdp_action`).
+pub mod xdp_action {
+    /// Drop the frame.
+    pub const DROP: u32 = 1;
+    /// Give it to the kernel.
+    pub const PASS: u32 = 2;
+    /// Send it back.
+    pub const TX: u32 = 3;
+}
+
+/// The longest frame that is run here, in bytes.
+const MAX_FRAME: usize = 2_048;
+
+/// The loaded program and its maps.
+pub struct Loaded {
+    ebpf: Ebpf,
+    name: &'static str,
+    addresses: HashMap<MapData, AddressKey, u32>,
+    slots: Array<MapData, Slot>,
+    records: Array<MapData, Record>,
+    address_counters: PerCpuArray<MapData, AddressCounters>,
+    claimants: HashMap<MapData, ClaimantKey, Claimant>,
+    ports: HashMap<MapData, u32, Port>,
+    own_macs: HashMap<MapData, MacAddr, u8>,
+    counters: PerCpuArray<MapData, u64>,
+    events: RingBuf<MapData>,
+}
+
+/// How a frame came out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ran {
+    /// What the program returned.
+    pub action: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+impl Loaded {
+    /// Loads the program `name` of `object` with messages up to `log_level` (0 none … 5 all).
+    pub fn load(object: &[u8], name: &'static str, log_level: u8) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .override_global("AYA_LOG_LEVEL", &log_level, true)
+            .load(object)
+            .expect("the object and its maps load (needs root)");
+        let xdp: &mut Xdp =
+            ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
+        xdp.load().expect("the verifier takes the program");
+        let mut map = |name: &str| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
+        Self {
+            name,
+            addresses: map(names::ADDRESSES).try_into().expect("a hash"),
+            slots: map(names::SLOTS).try_into().expect("an array"),
+            records: map(names::RECORDS).try_into().expect("an array"),
+            address_counters: map(names::ADDRESS_COUNTERS).try_into().expect("a per-CPU array"),
+            claimants: map(names::CLAIMANTS).try_into().expect("a hash"),
+            ports: map(names::PORTS).try_into().expect("a hash"),
+            own_macs: map(names::OWN_MACS).try_into().expect("a hash"),
+            counters: map(names::COUNTERS).try_into().expect("a per-CPU array"),
+            events: map(names::EVENTS).try_into().expect("a ring buffer"),
+            ebpf,
+        }
+    }
+
+    /// The program.
+    pub fn xdp(&self) -> &Xdp {
+        self.ebpf.program(self.name).expect("loaded").try_into().expect("an XDP program")
+    }
+
+    /// The program's descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.xdp().fd().expect("loaded").as_fd()
+    }
+
+    /// Makes the maps those of `world`, and forgets what the program has counted, remembered and reported.
+    pub fn enter(&mut self, world: &World) {
+        self.clear();
+        for (key, Entry { slot, word, lease_until_ns }) in &world.addresses {
+            self.put(*key, *slot, word.bits(), *lease_until_ns);
+        }
+        if let Some(port) = world.port {
+            self.ports.insert(PORT_INDEX, port, 0).expect("room for a port");
+        }
+        for mac in &world.own_macs {
+            self.own_macs.insert(*mac, 1, 0).expect("room for a MAC");
+        }
+    }
+
+    /// Puts an address into the maps.
+    pub fn put(&mut self, key: AddressKey, slot: u32, word: u64, lease_until_ns: u64) {
+        let value = Slot { word, lease_until_ns, address: key.address, group: 0 };
+        self.slots.set(slot, value, 0).expect("a slot");
+        self.addresses.insert(key, slot, 0).expect("room for an address");
+    }
+
+    fn clear(&mut self) {
+        for key in keys(&self.addresses) {
+            let slot = self.addresses.get(&key, 0).expect("listed");
+            self.addresses.remove(&key).expect("listed");
+            let vacant = Slot { word: 0, lease_until_ns: 0, address: Default::default(), group: 0 };
+            self.slots.set(slot, vacant, 0).expect("a slot");
+            self.records.set(slot, Record::default(), 0).expect("a slot");
+            let zero = per_cpu(AddressCounters::default());
+            self.address_counters.set(slot, zero, 0).expect("a slot");
+        }
+        for key in keys(&self.claimants) {
+            self.claimants.remove(&key).expect("listed");
+        }
+        for key in keys(&self.ports) {
+            self.ports.remove(&key).expect("listed");
+        }
+        for key in keys(&self.own_macs) {
+            self.own_macs.remove(&key).expect("listed");
+        }
+        for counter in Counter::ALL {
+            self.counters.set(counter as u32, per_cpu(0), 0).expect("a counter");
+        }
+        self.events();
+    }
+
+    /// Runs the program on `frame`.
+    pub fn run(&self, frame: &[u8]) -> Ran {
+        let mut out = [0; MAX_FRAME];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        let result = self.xdp().test_run(options).expect("a test run");
+        let len = usize::try_from(result.data_size_out).expect("a frame's length");
+        Ran { action: result.return_value, frame: out[..len].to_vec() }
+    }
+
+    /// A counter's total.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).expect("a counter").iter().sum()
+    }
+
+    /// The record of a slot.
+    pub fn record(&self, slot: u32) -> Record {
+        self.records.get(&slot, 0).expect("a slot")
+    }
+
+    /// The counters of a slot, summed over the CPUs.
+    pub fn address_counters(&self, slot: u32) -> AddressCounters {
+        let all = self.address_counters.get(&slot, 0).expect("a slot");
+        AddressCounters {
+            answered: all.iter().map(|c| c.answered).sum(),
+            shielded: all.iter().map(|c| c.shielded).sum(),
+        }
+    }
+
+    /// The claimants that are remembered.
+    pub fn claimants(&self) -> Vec<(ClaimantKey, Claimant)> {
+        self.claimants.iter().map(|item| item.expect("a claimant")).collect()
+    }
+
+    /// Takes the events out of the ring.
+    ///
+    /// # Panics
+    /// If an item is no event.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            events.push(Event::decode(&item).unwrap_or_else(|| panic!("no event: {:?}", &*item)));
+        }
+        events
+    }
+}
+
+fn keys<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Vec<K> {
+    map.keys().map(|key| key.expect("a key")).collect()
+}
+
+fn per_cpu<T: Pod>(value: T) -> PerCpuValues<T> {
+    let cpus = nr_cpus().expect("the number of CPUs");
+    PerCpuValues::try_from(vec![value; cpus]).expect("one for each CPU")
+}
+
+/// Nanoseconds that `program` takes for `frame`, mean of `repeat` runs in the kernel, everything around it
+/// included: what [`empty_program`] takes in the same way is to be subtracted.
+///
+/// The kernel's repeat does not restore the frame, so a program that turns a request into a reply would see its
+/// own reply from the second run on. Here a small program in front writes the frame anew and then tail-calls
+/// `program`, which must not be one for multi-buffer frames.
+///
+/// # Panics
+/// If the kernel refuses, or the program does not end each run as the first one.
+pub fn ns_per_frame(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> f64 {
+    let chain = ProgramArray::of(program);
+    let restorer = load_instructions("restore_frame", &restorer(frame, &chain));
+    let (action, _) = test_run(restorer.as_fd(), frame, 1);
+    let (last_action, total) = test_run(restorer.as_fd(), frame, repeat);
+    assert_eq!(action, last_action, "the last of {repeat} frames fared differently from the first");
+    total
+}
+
+/// A program that passes everything.
+pub fn empty_program() -> OwnedFd {
+    load_instructions("empty", &[insn(MOV64_IMM, 0, 0, 0, xdp_action::PASS), insn(EXIT, 0, 0, 0, 0)])
+}
+
+/// `bpf_cmd` of linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+/// `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
+const MAP_TYPE_PROG_ARRAY: u32 = 3;
+const PROG_TYPE_XDP: u32 = 6;
+const ATTACH_XDP: u32 = 37;
+
+/// Operation codes (linux/bpf_common.h, linux/bpf.h): class, size or operation, mode or source.
+const MOV64_IMM: u8 = 0xb7;
+const MOV64_REG: u8 = 0xbf;
+const ADD64_IMM: u8 = 0x07;
+const LOAD_WORD: u8 = 0x61;
+const STORE_WORD: u8 = 0x62;
+const STORE_BYTE: u8 = 0x72;
+const LOAD_IMM64: u8 = 0x18;
+const JUMP_IF_GREATER: u8 = 0x2d;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+/// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`.
+const PSEUDO_MAP_FD: u8 = 1;
+const TAIL_CALL: u32 = 12;
+
+fn insn(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> [u8; 8] {
+    let [o0, o1] = offset.to_ne_bytes();
+    let [i0, i1, i2, i3] = immediate.to_ne_bytes();
+    [code, destination | source << 4, o0, o1, i0, i1, i2, i3]
+}
+
+/// Writes `frame` into the packet, then runs the program in `chain`.
+fn restorer(frame: &[u8], chain: &ProgramArray) -> Vec<[u8; 8]> {
+    let at = |n: usize| i16::try_from(n).expect("a short frame");
+    let words = frame.chunks_exact(4);
+    let rest = words.remainder();
+    let mut stores = Vec::new();
+    for word in words {
+        let value = u32::from_ne_bytes(word.try_into().expect("four bytes"));
+        stores.push(insn(STORE_WORD, 2, 0, at(4 * stores.len()), value));
+    }
+    for (n, byte) in rest.iter().enumerate() {
+        stores.push(insn(STORE_BYTE, 2, 0, at(frame.len() - rest.len() + n), u32::from(*byte)));
+    }
+    let len = u32::try_from(frame.len()).expect("a short frame");
+    let fd = chain.0.as_raw_fd().cast_unsigned();
+    let call = [
+        insn(LOAD_IMM64, 2, PSEUDO_MAP_FD, 0, fd),
+        insn(0, 0, 0, 0, 0),
+        insn(MOV64_IMM, 3, 0, 0, 0),
+        insn(CALL, 0, 0, 0, TAIL_CALL),
+    ];
+    let head = [
+        insn(LOAD_WORD, 2, 1, 0, 0), // xdp_md.data
+        insn(LOAD_WORD, 3, 1, 4, 0), // xdp_md.data_end
+        insn(MOV64_REG, 4, 2, 0, 0),
+        insn(ADD64_IMM, 4, 0, 0, len),
+        insn(JUMP_IF_GREATER, 4, 3, at(stores.len() + call.len()), 0),
+    ];
+    // Only reached if the frame is too short or the tail call fails: an action that no program here returns.
+    let end = [insn(MOV64_IMM, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)];
+    [&head[..], &stores, &call, &end].concat()
+}
+
+/// A map with one program to tail-call.
+struct ProgramArray(OwnedFd);
+
+impl ProgramArray {
+    fn of(program: BorrowedFd<'_>) -> Self {
+        #[repr(C)]
+        struct Create {
+            map_type: u32,
+            key_size: u32,
+            value_size: u32,
+            max_entries: u32,
+        }
+        #[repr(C)]
+        struct Update {
+            map_fd: u32,
+            pad: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let create = Create { map_type: MAP_TYPE_PROG_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
+        let map = descriptor(bpf(BPF_MAP_CREATE, &mut { create }));
+        let (key, value) = (0_u32, program.as_raw_fd());
+        let update = Update {
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: ptr::from_ref(&key).addr() as u64,
+            value: ptr::from_ref(&value).addr() as u64,
+            flags: 0,
+        };
+        bpf(BPF_MAP_UPDATE_ELEM, &mut { update });
+        Self(map)
+    }
+}
+
+fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    let mut prog_name = [0; 16];
+    prog_name[..name.len()].copy_from_slice(name.as_bytes());
+    let load = Load {
+        prog_type: PROG_TYPE_XDP,
+        insn_cnt: u32::try_from(instructions.len()).expect("a small program"),
+        insns: instructions.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name,
+        prog_ifindex: 0,
+        // As aya gives it: programs that tail-call each other need the same.
+        expected_attach_type: ATTACH_XDP,
+    };
+    descriptor(bpf(BPF_PROG_LOAD, &mut { load }))
+}
+
+/// What the program returned last, and the mean time of a run in nanoseconds, which the kernel rounds down.
+fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (u32, f64) {
+    #[repr(C)]
+    struct TestRun {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        ctx_size_in: u32,
+        ctx_size_out: u32,
+        ctx_in: u64,
+        ctx_out: u64,
+    }
+    let mut run = TestRun {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        retval: 0,
+        data_size_in: u32::try_from(frame.len()).expect("a short frame"),
+        data_size_out: 0,
+        data_in: frame.as_ptr().addr() as u64,
+        data_out: 0,
+        repeat,
+        duration: 0,
+        ctx_size_in: 0,
+        ctx_size_out: 0,
+        ctx_in: 0,
+        ctx_out: 0,
+    };
+    bpf(BPF_PROG_TEST_RUN, &mut run);
+    (run.retval, f64::from(run.duration))
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {
+    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
+    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
+    // keeps alive during the call; the kernel takes absent attributes for zero.
+    let number = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attributes), length) };
+    assert!(number >= 0, "bpf({command}) (needs root): {}", io::Error::last_os_error());
+    number
+}
+
+fn descriptor(number: libc::c_long) -> OwnedFd {
+    // SAFETY: the caller's command returns a new descriptor.
+    unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
+}
