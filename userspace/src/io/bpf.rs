@@ -1222,3 +1222,47 @@ impl fmt::Display for Chain<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_missing_capability_is_named() {
+        let bit = |number: u32| 1_u64 << number;
+        let all = bit(39) | bit(12) | bit(38);
+        assert_eq!(missing_from(all), [""; 0]);
+        assert_eq!(missing_from(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing_from(all & !bit(39)), ["CAP_BPF"]);
+        assert_eq!(missing_from(all & !bit(12)), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_from(all & !bit(38)), ["CAP_PERFMON"]);
+        // Before Linux 5.8 there was nothing finer, and it still counts.
+        assert_eq!(missing_from(bit(CAP_SYS_ADMIN)), ["CAP_NET_ADMIN"]);
+    }
+
+    #[test]
+    fn the_object_says_which_layout_it_was_built_for() {
+        assert_eq!(abi_version(OBJECT), Some(abi::ABI_VERSION));
+        assert_eq!(abi_version(b"not an object"), None);
+    }
+
+    #[test]
+    fn what_a_slot_counted_before_is_left_out() {
+        let before = Record {
+            owner: MacAddr::new([2, 0, 0, 0, 0, 9]),
+            owner_seen_ns: 500,
+            claims: 10,
+            probes: 20,
+            echoes: 30,
+            flooded: 40,
+            ..Record::default()
+        };
+        let same = since(before, &before);
+        assert_eq!(same, Record::default());
+
+        let other = MacAddr::new([2, 0, 0, 0, 0, 8]);
+        let now = Record { owner: other, owner_seen_ns: 900, claims: 13, ..before };
+        let young = Record { owner: other, owner_seen_ns: 900, claims: 3, ..Record::default() };
+        assert_eq!(since(now, &before), young);
+    }
+}

@@ -274,7 +274,7 @@ impl fmt::Display for Refusal {
                         ", let arpwarden do it with --vlan-offload disable, or accept it with --vlan-offload ignore",
                     ),
                     (Some(_), false) => f.write_str(
-                        " in the peer's network namespace, which can't be seen from here, and then start with \
+                        " in the network namespace of its peer, which can't be seen from here, and then start with \
                          --vlan-offload ignore",
                     ),
                     (None, _) => f.write_str(", so use a member or parent of it, or accept it with --vlan-offload ignore"),
@@ -483,10 +483,8 @@ fn decide_vlan_tags(
                 }
             }
         },
-        Offloading::Elsewhere { index } => VlanTags::Unknown {
-            cure: Some(format!(
-                "ethtool -K $(ip -o link | sed -n 's/^{index}: \\([^@:]*\\).*/\\1/p') txvlan off tx-vlan-stag-hw-insert off"
-            )),
+        Offloading::Elsewhere => VlanTags::Unknown {
+            cure: Some("ethtool -K PEER txvlan off tx-vlan-stag-hw-insert off".to_owned()),
         },
     }
 }
@@ -497,10 +495,8 @@ enum Offloading {
         interface: String,
         features: [(&'static str, &'static str); 2],
     },
-    /// On the peer with this index, in another network namespace.
-    Elsewhere {
-        index: u32,
-    },
+    /// On the peer, in another network namespace.
+    Elsewhere,
 }
 
 fn offloading(link: &Link, links: &BTreeMap<u32, Link>) -> Offloading {
@@ -511,7 +507,7 @@ fn offloading(link: &Link, links: &BTreeMap<u32, Link>) -> Offloading {
             Some(peer) if link.link_netns.is_none() => {
                 Offloading::There { interface: peer.name.clone(), features: LEAVES_OUT }
             }
-            _ => Offloading::Elsewhere { index },
+            _ => Offloading::Elsewhere,
         };
     }
     Offloading::There { interface: link.name.clone(), features: TAKES_OFF }
@@ -577,7 +573,7 @@ pub fn disable_vlan_offload(
         return Err(OffloadError::NoSetting { interface: link.name.clone() });
     }
     match offloading(link, links) {
-        Offloading::Elsewhere { .. } => Err(OffloadError::OutOfReach { interface: link.name.clone() }),
+        Offloading::Elsewhere => Err(OffloadError::OutOfReach { interface: link.name.clone() }),
         Offloading::There { interface, features } => {
             let failed = |source| OffloadError::Refused { interface: interface.clone(), on: false, source };
             let now = ethtool::features(&interface).map_err(failed)?;
@@ -644,6 +640,385 @@ impl Error for OffloadError {
         match self {
             Self::NoSetting { .. } | Self::OutOfReach { .. } => None,
             Self::Refused { source, .. } => Some(source),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::{InfoKind, LinkLayerType};
+
+    use super::*;
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    /// A message as the kernel sends it for an interface.
+    fn message(index: u32, name: &str, layer: LinkLayerType, flags: LinkFlags) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.link_layer_type = layer;
+        message.header.flags = flags | LinkFlags::Up | LinkFlags::Running;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Address(MAC.to_vec()),
+        ];
+        message
+    }
+
+    fn with(mut message: LinkMessage, attributes: impl IntoIterator<Item = LinkAttribute>) -> LinkMessage {
+        message.attributes.extend(attributes);
+        message
+    }
+
+    fn made_by(kind: InfoKind) -> LinkAttribute {
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])
+    }
+
+    fn ethernet(index: u32, name: &str) -> LinkMessage {
+        message(index, name, LinkLayerType::Ether, LinkFlags::Broadcast)
+    }
+
+    fn links(messages: impl IntoIterator<Item = LinkMessage>) -> BTreeMap<u32, Link> {
+        messages
+            .into_iter()
+            .filter_map(|message| Link::decode(&message))
+            .map(|link| (link.index, link))
+            .collect()
+    }
+
+    /// What becomes of the link with index 1.
+    fn judged(messages: impl IntoIterator<Item = LinkMessage>) -> Result<(), Refusal> {
+        let links = links(messages);
+        suitable(&links[&1], &links)
+    }
+
+    #[test]
+    fn a_link_message_is_decoded_field_by_field() {
+        let xdp = vec![LinkXdp::Attached(Attached::SocketBuffer), LinkXdp::ProgId(7), LinkXdp::SkbProgId(7)];
+        let message = with(
+            ethernet(9, "veth0"),
+            [
+                LinkAttribute::PermAddress(vec![2, 0, 0, 0, 0, 2]),
+                LinkAttribute::PropList(vec![Prop::AltIfName("uplink".to_owned())]),
+                LinkAttribute::Controller(3),
+                LinkAttribute::Link(12),
+                LinkAttribute::LinkNetNsId(0),
+                made_by(InfoKind::Veth),
+                LinkAttribute::Xdp(xdp),
+            ],
+        );
+        let expected = Link {
+            index: 9,
+            name: "veth0".to_owned(),
+            alternative_names: vec!["uplink".to_owned()],
+            mac: Some(MacAddr::new(MAC)),
+            permanent_mac: Some(MacAddr::new([2, 0, 0, 0, 0, 2])),
+            kind: Some("veth".to_owned()),
+            arphrd: 1,
+            up: true,
+            running: true,
+            noarp: false,
+            loopback: false,
+            master: Some(3),
+            parent: Some(12),
+            link_netns: Some(0),
+            mtu: 1500,
+            xdp: Some(XdpAttached { id: 7, mode: Some(Mode::Generic) }),
+            vlan_filtering: false,
+        };
+        assert_eq!(Link::decode(&message), Some(expected));
+    }
+
+    #[test]
+    fn a_message_without_a_name_is_no_link() {
+        let mut wireless = LinkMessage::default();
+        wireless.header.index = 4;
+        assert_eq!(Link::decode(&wireless), None);
+    }
+
+    #[test]
+    fn each_way_to_attach_a_program_is_told_apart() {
+        for (attached_as, expected) in [
+            (Attached::None, None),
+            (Attached::Driver, Some(Some(Mode::Native))),
+            (Attached::SocketBuffer, Some(Some(Mode::Generic))),
+            (Attached::Hardware, Some(None)),
+            (Attached::Multiple, Some(None)),
+            (Attached::Other(9), Some(None)),
+        ] {
+            let xdp = attached(&[LinkXdp::Attached(attached_as), LinkXdp::ProgId(5)]);
+            assert_eq!(xdp.map(|xdp| xdp.mode), expected);
+        }
+        assert_eq!(attached(&[]), None);
+    }
+
+    #[test]
+    fn interfaces_with_ethernet_and_arp_can_carry_addresses() {
+        assert_eq!(judged([ethernet(1, "eth0")]), Ok(()));
+        for kind in [
+            InfoKind::Veth,
+            InfoKind::Bridge,
+            InfoKind::Bond,
+            InfoKind::Team,
+            InfoKind::Dummy,
+            InfoKind::MacVlan,
+            InfoKind::MacVtap,
+            InfoKind::Vxlan,
+            InfoKind::GreTap,
+            InfoKind::Geneve,
+            InfoKind::MacSec,
+            InfoKind::Dsa,
+            InfoKind::Netkit,
+            // A tap: the kernel calls it a tun.
+            InfoKind::Tun,
+        ] {
+            assert_eq!(judged([with(ethernet(1, "if0"), [made_by(kind.clone())])]), Ok(()), "{kind}");
+        }
+    }
+
+    #[test]
+    fn the_loopback_interface_is_refused() {
+        let lo = message(1, "lo", LinkLayerType::Loopback, LinkFlags::Loopback);
+        assert_eq!(judged([lo]), Err(Refusal::Loopback { name: "lo".to_owned() }));
+    }
+
+    #[test]
+    fn interfaces_that_are_not_ethernet_are_refused() {
+        for (layer, arphrd) in [
+            (LinkLayerType::None, 65_534),
+            (LinkLayerType::Ppp, 512),
+            (LinkLayerType::Ipgre, 778),
+            (LinkLayerType::Sit, 776),
+            (LinkLayerType::Tunnel, 768),
+            (LinkLayerType::Can, 280),
+            (LinkLayerType::Netlink, 824),
+            (LinkLayerType::Ieee80211Radiotap, 803),
+        ] {
+            let expected = Refusal::NotEthernet { name: "if0".to_owned(), arphrd };
+            assert_eq!(judged([message(1, "if0", layer, LinkFlags::Noarp)]), Err(expected));
+        }
+    }
+
+    #[test]
+    fn ip_over_infiniband_is_refused_as_such() {
+        let mut ib = message(1, "ib0", LinkLayerType::Infiniband, LinkFlags::Broadcast);
+        ib.attributes.push(LinkAttribute::Address(vec![0; 20]));
+        assert_eq!(judged([ib]), Err(Refusal::InfiniBand { name: "ib0".to_owned() }));
+    }
+
+    #[test]
+    fn a_tun_is_refused_as_such() {
+        let tun = message(1, "tun0", LinkLayerType::None, LinkFlags::Noarp | LinkFlags::Pointopoint);
+        assert_eq!(
+            judged([with(tun, [made_by(InfoKind::Tun)])]),
+            Err(Refusal::Tun { name: "tun0".to_owned() })
+        );
+    }
+
+    #[test]
+    fn an_ipvlan_is_refused_in_all_its_modes() {
+        for kind in [InfoKind::IpVlan, InfoKind::IpVtap] {
+            // Layer 3 modes do without ARP, layer 2 does not; neither has a MAC of its own.
+            for flags in [LinkFlags::Broadcast, LinkFlags::Noarp] {
+                let ipvlan = message(1, "ipvl0", LinkLayerType::Ether, flags);
+                assert_eq!(
+                    judged([with(ipvlan, [made_by(kind.clone())])]),
+                    Err(Refusal::IpVlan { name: "ipvl0".to_owned() })
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_interface_without_arp_is_refused() {
+        let dummy = message(1, "dummy0", LinkLayerType::Ether, LinkFlags::Noarp);
+        assert_eq!(
+            judged([with(dummy, [made_by(InfoKind::Dummy)])]),
+            Err(Refusal::NoArp { name: "dummy0".to_owned() })
+        );
+    }
+
+    #[test]
+    fn a_port_is_refused_and_its_master_is_named() {
+        for kind in
+            [InfoKind::Bond, InfoKind::Bridge, InfoKind::Team, InfoKind::Other("openvswitch".to_owned())]
+        {
+            let port = with(ethernet(1, "eth0"), [LinkAttribute::Controller(2)]);
+            let master = with(ethernet(2, "master0"), [made_by(kind.clone())]);
+            let expected = Refusal::Enslaved {
+                port: "eth0".to_owned(),
+                master: "master0".to_owned(),
+                master_kind: kind.to_string(),
+            };
+            assert_eq!(judged([port, master]), Err(expected));
+        }
+        let orphan = with(ethernet(1, "eth0"), [LinkAttribute::Controller(7)]);
+        let expected = Refusal::Enslaved {
+            port: "eth0".to_owned(),
+            master: "#7".to_owned(),
+            master_kind: "interface".to_owned(),
+        };
+        assert_eq!(judged([orphan]), Err(expected));
+    }
+
+    #[test]
+    fn a_port_of_a_vrf_carries_its_addresses_itself() {
+        let port = with(ethernet(1, "eth0"), [LinkAttribute::Controller(2)]);
+        let vrf = with(ethernet(2, "vrf0"), [made_by(InfoKind::Vrf)]);
+        assert_eq!(judged([port, vrf]), Ok(()));
+    }
+
+    #[test]
+    fn a_vlan_device_is_refused_and_its_parent_is_named() {
+        let vlan = || with(ethernet(1, "eth0.5"), [made_by(InfoKind::Vlan), LinkAttribute::Link(2)]);
+        let refused =
+            |parent: &str| Err(Refusal::VlanDevice { name: "eth0.5".to_owned(), parent: parent.to_owned() });
+        assert_eq!(judged([vlan(), ethernet(2, "eth0")]), refused("eth0"));
+        // The same index here is another interface.
+        let elsewhere = with(vlan(), [LinkAttribute::LinkNetNsId(0)]);
+        assert_eq!(
+            judged([elsewhere, ethernet(2, "eth9")]),
+            refused("an interface of another network namespace")
+        );
+    }
+
+    #[test]
+    fn interfaces_are_found_by_either_name() {
+        let links = links([
+            with(ethernet(1, "eth0"), [LinkAttribute::PropList(vec![Prop::AltIfName("uplink".to_owned())])]),
+            ethernet(2, "eth1"),
+        ]);
+        assert_eq!(find("eth1", &links).map(|link| link.index), Ok(2));
+        assert_eq!(find("uplink", &links).map(|link| link.index), Ok(1));
+        assert_eq!(find("eth2", &links), Err(Refusal::Missing { name: "eth2".to_owned() }));
+    }
+
+    #[test]
+    fn every_refusal_names_the_interface_and_a_way_out() {
+        let name = || "if0".to_owned();
+        for (refusal, way_out) in [
+            (Refusal::Missing { name: name() }, "'ip link'"),
+            (Refusal::Loopback { name: name() }, "choose"),
+            (Refusal::NotEthernet { name: name(), arphrd: 512 }, "choose"),
+            (Refusal::InfiniBand { name: name() }, "choose"),
+            (Refusal::Tun { name: name() }, "choose"),
+            (Refusal::IpVlan { name: name() }, "use the parent"),
+            (Refusal::NoArp { name: name() }, "ip link set dev if0 arp on"),
+            (
+                Refusal::Enslaved {
+                    port: name(),
+                    master: "br0".to_owned(),
+                    master_kind: "bridge".to_owned(),
+                },
+                "use br0",
+            ),
+            (Refusal::VlanDevice { name: name(), parent: "eth0".to_owned() }, "use eth0"),
+            (
+                Refusal::HiddenTags {
+                    name: name(),
+                    cure: Some("ethtool -K if0 rxvlan off".to_owned()),
+                    certain: true,
+                },
+                "run 'ethtool -K if0 rxvlan off'",
+            ),
+            (Refusal::HiddenTags { name: name(), cure: None, certain: true }, "--vlan-offload ignore"),
+        ] {
+            let text = refusal.to_string();
+            assert!(text.contains("if0") && text.contains(way_out), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_hardware_that_answers_natively_gets_native_mode_by_itself() {
+        let kind = |kind: &str| Link { kind: Some(kind.to_owned()), ..Link::default() };
+        assert_eq!(auto_mode(&Link::default(), Some("mlx5_core")), (Mode::Native, None));
+        assert_eq!(auto_mode(&Link::default(), Some("virtio_net")), (Mode::Native, None));
+        for (link, driver) in [
+            (Link::default(), Some("e1000e")),
+            (Link::default(), None),
+            (kind("veth"), Some("veth")),
+            (kind("bond"), Some("bonding")),
+            (kind("macvlan"), Some("macvlan")),
+        ] {
+            let (mode, word) = auto_mode(&link, driver);
+            assert_eq!(mode, Mode::Generic, "{driver:?}");
+            assert!(word.is_some_and(|word| word.contains("bulk TCP")), "{driver:?}");
+        }
+    }
+
+    fn offloads(
+        of: &'static str,
+        active: &'static [&'static str],
+    ) -> impl Fn(&str) -> Option<BTreeSet<String>> {
+        move |name| (name == of).then(|| active.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn tags_are_hidden_where_the_interface_takes_them_off() {
+        let links = links([ethernet(1, "eth0")]);
+        let tags = |active| decide_vlan_tags(&links[&1], &links, offloads("eth0", active));
+        assert_eq!(tags(&["tx-vlan-hw-insert", "rx-checksum"]), VlanTags::Visible);
+        assert_eq!(
+            tags(&["rx-vlan-hw-parse"]),
+            VlanTags::Hidden { cure: Some("ethtool -K eth0 rxvlan off".to_owned()) }
+        );
+        assert_eq!(
+            tags(&["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"]),
+            VlanTags::Hidden {
+                cure: Some("ethtool -K eth0 rxvlan off rx-vlan-stag-hw-parse off".to_owned())
+            }
+        );
+        let unasked = decide_vlan_tags(&links[&1], &links, |_| None);
+        assert_eq!(unasked, VlanTags::Unknown { cure: None });
+    }
+
+    #[test]
+    fn tags_of_a_veth_are_hidden_by_its_peer() {
+        let veth = || with(ethernet(1, "veth0"), [made_by(InfoKind::Veth), LinkAttribute::Link(2)]);
+        let here = links([veth(), ethernet(2, "veth1")]);
+        assert_eq!(
+            decide_vlan_tags(&here[&1], &here, offloads("veth1", &["tx-vlan-hw-insert", "rx-vlan-hw-parse"])),
+            VlanTags::Hidden { cure: Some("ethtool -K veth1 txvlan off".to_owned()) }
+        );
+        assert_eq!(
+            decide_vlan_tags(&here[&1], &here, offloads("veth1", &["rx-vlan-hw-parse"])),
+            VlanTags::Visible
+        );
+        // The same index here is another interface.
+        let elsewhere = links([with(veth(), [LinkAttribute::LinkNetNsId(0)]), ethernet(2, "eth9")]);
+        let tags = decide_vlan_tags(&elsewhere[&1], &elsewhere, offloads("eth9", &[]));
+        assert!(matches!(tags, VlanTags::Unknown { cure: Some(_) }), "{tags:?}");
+    }
+
+    #[test]
+    fn tags_are_always_hidden_where_frames_come_from_other_interfaces() {
+        for kind in [InfoKind::Bond, InfoKind::Bridge, InfoKind::Team, InfoKind::MacVlan, InfoKind::MacVtap] {
+            let links = links([with(ethernet(1, "upper0"), [made_by(kind)])]);
+            let tags = decide_vlan_tags(&links[&1], &links, offloads("upper0", &[]));
+            assert_eq!(tags, VlanTags::Hidden { cure: None });
+        }
+    }
+
+    #[test]
+    fn hidden_tags_matter_only_where_vlans_are() {
+        let hidden = VlanTags::Hidden { cure: Some("ethtool -K eth0 rxvlan off".to_owned()) };
+        let unknown = VlanTags::Unknown { cure: None };
+        let plain = links([ethernet(1, "eth0")]);
+        let vlan = with(ethernet(2, "eth0.5"), [made_by(InfoKind::Vlan), LinkAttribute::Link(1)]);
+        let tagged = links([ethernet(1, "eth0"), vlan.clone()]);
+        let others = links([ethernet(1, "eth0"), with(vlan, [LinkAttribute::LinkNetNsId(0)])]);
+        let bridge = LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::VlanFiltering(true)])),
+        ]);
+        let bridge = links([with(ethernet(1, "br0"), [bridge])]);
+
+        for (links, carries) in [(&plain, false), (&tagged, true), (&others, false), (&bridge, true)] {
+            assert_eq!(carries_vlans(&links[&1], links), carries);
+            assert_eq!(tags_permit(&links[&1], links, &VlanTags::Visible), Ok(()));
+            assert_eq!(tags_permit(&links[&1], links, &hidden).is_err(), carries);
+            assert_eq!(tags_permit(&links[&1], links, &unknown).is_err(), carries);
         }
     }
 }
