@@ -148,6 +148,16 @@ pub(crate) struct Net {
     serial: u64,
     /// Everything that was on the wire.
     pub(crate) log: Vec<(MonoTime, Host, Outgoing)>,
+    /// All that happened, in order.
+    pub(crate) story: Vec<(MonoTime, Host, Happening)>,
+}
+
+/// Something worth telling.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Happening {
+    Sent(Outgoing),
+    Event(AddressKey, EventKind),
+    Answer(RequestId, Answer),
 }
 
 impl Net {
@@ -160,6 +170,7 @@ impl Net {
             queue: BTreeMap::new(),
             serial: 0,
             log: Vec::new(),
+            story: Vec::new(),
         }
     }
 
@@ -245,6 +256,10 @@ impl Net {
 
     pub(crate) fn offline(&mut self, host: Host, address: Ipv4) -> RequestId {
         self.command(host, |request| Input::Offline { request, key: key(address), watch: false })
+    }
+
+    pub(crate) fn watch(&mut self, host: Host, address: Ipv4) -> RequestId {
+        self.command(host, |request| Input::Watch { request, key: key(address) })
     }
 
     pub(crate) fn announce(&mut self, host: Host, address: Ipv4) -> RequestId {
@@ -406,8 +421,12 @@ impl Net {
                     self.transmit(host, frame);
                     self.tell(host, Input::Sent { key, purpose, frame, result: Ok(()) });
                 }
-                Action::Event(event) => self.at_mut(host).events.push((now, event.kind)),
+                Action::Event(event) => {
+                    self.story.push((now, host, Happening::Event(event.key, event.kind.clone())));
+                    self.at_mut(host).events.push((now, event.kind));
+                }
                 Action::Answer { request, answer } => {
+                    self.story.push((now, host, Happening::Answer(request, answer.clone())));
                     self.at_mut(host).answers.entry(request).or_default().push(answer);
                 }
             }
@@ -426,6 +445,7 @@ impl Net {
             );
         }
         self.log.push((self.now, from, frame));
+        self.story.push((self.now, from, Happening::Sent(frame)));
         if self.unplugged.contains(&from) {
             return;
         }

@@ -5,6 +5,7 @@ mod announcing;
 mod claiming;
 mod defending;
 mod giving_up;
+mod golden;
 mod many;
 mod properties;
 mod stories;
