@@ -36,13 +36,9 @@ fn main() -> Result<()> {
     };
     // A target directory of its own: cargo locks the one that the outer build is using.
     let target_dir = out_dir.join("bpf");
-    let flags = [
-        // Which kernel structures aya-ebpf's bindings describe.
-        format!("--cfg=bpf_target_arch=\"{}\"", variable("CARGO_CFG_TARGET_ARCH")?),
-        // BTF, so that the kernel's tools and the verifier's log show source lines.
-        "-Cdebuginfo=2".into(),
-        "-Clink-arg=--btf".into(),
-    ];
+    // Which kernel structures aya-ebpf's bindings describe. No BTF of the program: the kernel refuses what LLVM
+    // writes for enums that share bytes with a field ("Invalid member bits_offset"), and no map needs it.
+    let flags = format!("--cfg=bpf_target_arch=\"{}\"", variable("CARGO_CFG_TARGET_ARCH")?);
 
     let mut build = Command::new(rustc.with_file_name("cargo"));
     build
@@ -53,7 +49,7 @@ fn main() -> Result<()> {
         .env("RUSTC", &rustc)
         // `-Zbuild-std` is not stable; no stable compiler builds for BPF without.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &linker)
         .env("CARGO_TARGET_BPFEB_UNKNOWN_NONE_LINKER", &linker)
         .env("ARPWARDEN_BPF_LINKER", &linker);

@@ -11,7 +11,6 @@ use std::{
 use crate::{
     address::{Cidr, parse_bare},
     cli,
-    events::Record,
     exit::Exit,
     instance::Instance,
     protocol::{How, Request, Response, Status},
@@ -235,10 +234,9 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
             }
             Response::Event { event } => {
                 if matches!(show, Show::Events { json: true }) {
-                    writeln!(out, "{event}")?;
+                    writeln!(out, "{}", serde_json::to_string(&event)?)?;
                 } else {
-                    let record: Record = serde_json::from_str(event.get())?;
-                    writeln!(out, "{} {} {}", record.time, record.seq, record.words())?;
+                    writeln!(out, "{} {} {}", event.time, event.seq, event.words())?;
                 }
                 out.flush()?;
             }

@@ -33,7 +33,7 @@ use crate::{
         clock::{self, Timer},
         control::{self, Command, Reply},
         dice::KernelDice,
-        link::{self, Link},
+        link::{self, DisabledOffload, Link},
         netlink::{Changes, Netlink},
     },
     protocol::Response,
@@ -141,6 +141,8 @@ struct Carrier {
     name: String,
     mode: Mode,
     vlan_tags: &'static str,
+    /// Switched off so that VLAN tags are seen; switched on again at the end.
+    offload: Option<DisabledOffload>,
 }
 
 struct Daemon {
@@ -399,7 +401,7 @@ impl Daemon {
         if self.ending {
             return;
         }
-        info!("ending: {why}; releasing {} addresses", self.engine.addresses().count());
+        info!(addresses = self.engine.addresses().count(), "ending: {why}; releasing everything");
         // A failed notification changes nothing here.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         self.ending = true;

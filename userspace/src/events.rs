@@ -1,6 +1,6 @@
 //! What happened, as one JSON object a line and as one line of words.
 
-use std::{collections::VecDeque, fmt::Write as _, net::Ipv4Addr};
+use std::{collections::VecDeque, fmt::Write as _, net::Ipv4Addr, sync::Arc};
 
 use arpwarden_common::{abi::AddressKey, net::MacAddr, wire::arp};
 use arpwarden_engine::{
@@ -8,7 +8,6 @@ use arpwarden_engine::{
     input::{Claimant, Sighting, SightingKind},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::broadcast;
 use tracing::{debug, info, warn};
 
@@ -194,17 +193,8 @@ impl Record {
 /// The events of this run: numbered, logged, remembered, passed on.
 pub struct Journal {
     seq: u64,
-    recent: VecDeque<Item>,
-    followers: broadcast::Sender<Item>,
-}
-
-/// A numbered event, ready to be sent.
-#[derive(Clone, Debug)]
-pub struct Item {
-    /// See [`Record::seq`].
-    pub seq: u64,
-    /// One JSON object.
-    pub json: Box<RawValue>,
+    recent: VecDeque<Arc<Record>>,
+    followers: broadcast::Sender<Arc<Record>>,
 }
 
 impl Default for Journal {
@@ -245,27 +235,23 @@ impl Journal {
             "probe_seen" => debug!("{}", record.words()),
             _ => info!("{}", record.words()),
         }
-        let Ok(json) = to_raw_value(&record) else {
-            // Strings and numbers only: nothing in a record can fail to become JSON.
-            return;
-        };
-        let item = Item { seq: self.seq, json };
+        let record = Arc::new(record);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
-        self.recent.push_back(item.clone());
+        self.recent.push_back(Arc::clone(&record));
         // No follower is no error.
-        let _ = self.followers.send(item);
+        let _ = self.followers.send(record);
     }
 
     /// The recent past, and what follows without a gap.
-    pub fn subscribe(&self) -> (Vec<Item>, broadcast::Receiver<Item>) {
+    pub fn subscribe(&self) -> (Vec<Arc<Record>>, broadcast::Receiver<Arc<Record>>) {
         (self.recent.iter().cloned().collect(), self.followers.subscribe())
     }
 }
 
 /// What a reader is told that fell behind: `count` events are gone, the last of them is `last_missed`.
-pub fn gap(last_missed: u64, count: u64) -> Option<Box<RawValue>> {
+pub fn gap(last_missed: u64, count: u64) -> Record {
     let record = Record { time: clock::wall_time_rfc3339_ns(), seq: last_missed, ..Record::default() };
-    to_raw_value(&record.named("event_gap").count(count)).ok()
+    record.named("event_gap").count(count)
 }

@@ -21,8 +21,8 @@ pub fn start(verbose: u8) -> anyhow::Result<(WorkerGuard, u8)> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text)
             .map_err(|error| anyhow::anyhow!("RUST_LOG '{text}' is not understood: {error}"))?,
-        // Of the libraries below only warnings: their debug lines are a line per netlink message.
-        Ok(_) | Err(_) => EnvFilter::new(format!("warn,arpwarden={own},arpwarden_ebpf={own}")),
+        // The program logs under the same name. Of the libraries below only warnings: their debug lines are a line per netlink message.
+        Ok(_) | Err(_) => EnvFilter::new(format!("warn,arpwarden={own}")),
     };
     let level = program_level(&filter);
     let (writer, guard) = NonBlockingBuilder::default().lossy(true).thread_name("log").finish(io::stderr());

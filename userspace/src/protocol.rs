@@ -4,13 +4,12 @@
 //! Unknown commands and unknown fields are refused, so that a request of a newer client is never half
 //! understood.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, sync::Arc};
 
 use arpwarden_engine::input::{Claim, Defend, OnlineSpec, Profile};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use crate::{address::Cidr, exit::Exit};
+use crate::{address::Cidr, events::Record, exit::Exit};
 
 /// The longest request line in bytes: 20,000 addresses fit.
 pub const MAX_REQUEST: usize = 1 << 20;
@@ -179,10 +178,10 @@ pub enum Response {
         /// As printed by `status --json`.
         status: Status,
     },
-    /// An event, exactly as printed by `events --json`.
+    /// An event.
     Event {
-        /// One JSON object.
-        event: Box<RawValue>,
+        /// As printed by `events --json`.
+        event: Arc<Record>,
     },
     /// Nothing more follows for this request.
     End {

@@ -269,7 +269,7 @@ impl Daemon {
 }
 
 fn summary(request: &Request) -> String {
-    let many = |what: &str, n: usize| format!("{what} of {n} addresses");
+    let many = |what: &str, n: usize| format!("{what} of {n} address{}", if n == 1 { "" } else { "es" });
     match request {
         Request::Online { addresses, interface, .. } => {
             format!("{} on {interface}", many("online", addresses.len()))

@@ -15,7 +15,7 @@ use crate::{
     cli,
     io::{
         bpf::Mode,
-        link::{self, Link, VlanTags},
+        link::{self, Link},
         netlink::Change,
     },
 };
@@ -39,43 +39,37 @@ impl Daemon {
             cli::Attach::Native => (Mode::Native, None),
             cli::Attach::Generic => (Mode::Generic, None),
         };
-        let vlan_tags = link::vlan_tags(link, &self.links);
-        if let VlanTags::Hidden { cure } = &vlan_tags
-            && link::carries_vlans(link, &self.links)
-        {
-            match self.vlan_offload {
-                None => {
-                    return Err(Stop::failed(anyhow!(
-                        "{name} carries VLANs, and their tags are taken off before XDP sees the frames: an answer \
-                         could go to the wrong VLAN; run '{cure}', or let arpwarden do it with --vlan-offload disable"
-                    )));
-                }
-                Some(cli::VlanOffload::Ignore) => {
-                    warn!(
-                        interface = name,
-                        "tags of VLANs are hidden from XDP; attached all the same, as told"
-                    );
-                }
-                Some(cli::VlanOffload::Disable) => {
-                    link::disable_vlan_offload(link).map_err(Stop::failed)?;
-                }
-            }
-        }
         let Some(mac) = link.mac else {
             return Err(Stop::failed(anyhow!("{name} has no MAC")));
         };
-        self.datapath
-            .set_port(index, Port { mac, interface: index, flags: Port::ACCEPT })
-            .map_err(Stop::failed)?;
-        if let Err(error) = self.datapath.attach(index, &name, mode) {
-            self.remove_port(index);
-            return Err(Stop::failed(error));
+        let mut vlan_tags = link::vlan_tags(link, &self.links);
+        let mut offload = None;
+        if let Err(refusal) = link::tags_permit(link, &self.links, &vlan_tags) {
+            match self.vlan_offload {
+                None => return Err(Stop::failed(refusal)),
+                Some(cli::VlanOffload::Ignore) => {
+                    warn!(interface = name, "attached all the same, as told: {refusal}")
+                }
+                Some(cli::VlanOffload::Disable) => {
+                    offload = Some(link::disable_vlan_offload(link, &self.links).map_err(Stop::failed)?);
+                    vlan_tags = link::vlan_tags(link, &self.links);
+                }
+            }
+        }
+        // From here on what is done is undone by `drop_carrier`.
+        self.carriers
+            .insert(index, Carrier { name: name.clone(), mode, vlan_tags: vlan_tags.name(), offload });
+        let port = Port { mac, interface: index, flags: Port::ACCEPT };
+        let attached = self.datapath.set_port(index, port).map_err(Stop::failed);
+        let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
+        if let Err(stop) = attached {
+            self.drop_carrier(index);
+            return Err(stop);
         }
         if let Some(price) = price {
             warn!(interface = name, mode = mode.name(), "{price}");
         }
         info!(interface = name, mode = mode.name(), vlan_tags = vlan_tags.name(), "attached");
-        self.carriers.insert(index, Carrier { name, mode, vlan_tags: vlan_tags.name() });
         self.tell(Input::Interface { index, interface: Interface { mac, pace: Pace::Plain, moves: None } });
         Ok(())
     }
@@ -86,8 +80,8 @@ impl Daemon {
             warn!(interface = carrier.name, "detaching the program: {error}");
         }
         self.remove_port(index);
-        if let Some(link) = self.links.get(&index)
-            && let Err(error) = link::restore_vlan_offload(link)
+        if let Some(offload) = carrier.offload
+            && let Err(error) = offload.restore()
         {
             warn!(interface = carrier.name, "restoring the VLAN offload: {error}");
         }

@@ -226,3 +226,90 @@ fn tag_beside(message: &libc::msghdr) -> Option<[u16; 2]> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use arpwarden_common::{
+        net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
+        wire::arp::REQUEST,
+    };
+    use nix::net::if_::if_nametoindex;
+
+    use super::{
+        super::own_network::{self, PAIR, ip},
+        *,
+    };
+
+    const MAC: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
+    const ADDRESS: Ipv4 = Ipv4::new([192, 0, 2, 4]);
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn frames_arrive_with_the_tags_that_they_were_sent_with() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let (a, b) = (if_nametoindex("a").unwrap(), if_nametoindex("b").unwrap());
+        let socket = ArpSocket::open().unwrap();
+        let mut listener = ArpListener::open(b).unwrap();
+        for (outer, inner) in [(0, 0), (5, 0), (5 | SERVICE_TAG, 0), (5, 7), (5 | SERVICE_TAG, 7), (4094, 1)]
+        {
+            let vlan = Vlan { outer, inner };
+            socket.send(a, &Outgoing::probe(MAC, vlan, ADDRESS)).unwrap();
+            let frame = listener.recv().await.unwrap();
+            assert_eq!(frame.vlan, vlan);
+            assert_eq!(
+                frame.arp_at,
+                EthernetHeader::LEN + VlanTag::LEN * vlan.ids().iter().filter(|id| **id != 0).count()
+            );
+            assert_eq!((frame.operation, frame.source, frame.sender_mac), (REQUEST, MAC, MAC));
+            assert_eq!((frame.sender_ip, frame.target_ip), (Ipv4::UNSPECIFIED, ADDRESS));
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn own_frames_and_other_protocols_are_not_heard() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let (a, b) = (if_nametoindex("a").unwrap(), if_nametoindex("b").unwrap());
+        let socket = ArpSocket::open().unwrap();
+        let mut listener = ArpListener::open(b).unwrap();
+        let other = Ipv4::new([192, 0, 2, 5]);
+        socket.send(b, &Outgoing::probe(MAC, Vlan::UNTAGGED, other)).unwrap();
+        // An LLDP frame.
+        let mut lldp = [0; 60];
+        lldp[..6].copy_from_slice(&[1, 0x80, 0xc2, 0, 0, 0x0e]);
+        lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
+        socket.socket.send_to(&lldp, &link_address(a, 0x88cc).unwrap()).unwrap();
+        socket.send(a, &Outgoing::probe(MAC, Vlan::UNTAGGED, ADDRESS)).unwrap();
+        assert_eq!(listener.recv().await.unwrap().target_ip, ADDRESS);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_link_that_is_down_or_gone_is_an_error_of_its_own() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let a = if_nametoindex("a").unwrap();
+        let socket = ArpSocket::open().unwrap();
+        let mut listener = ArpListener::open(a).unwrap();
+        let frame = Outgoing::probe(MAC, Vlan::UNTAGGED, ADDRESS);
+        ip("link set dev a down");
+        assert_eq!(socket.send(a, &frame).unwrap_err().raw_os_error(), Some(libc::ENETDOWN));
+        assert_eq!(listener.recv().await.unwrap_err().raw_os_error(), Some(libc::ENETDOWN));
+        assert_eq!(socket.send(999, &frame).unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        assert_eq!(ArpListener::open(999).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn a_burst_of_two_interfaces_fits() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let a = if_nametoindex("a").unwrap();
+        let socket = ArpSocket::open().unwrap();
+        for _ in 0..1_000 {
+            socket.send(a, &Outgoing::announcement(MAC, MAC, Vlan::UNTAGGED, ADDRESS)).unwrap();
+        }
+    }
+}

@@ -3,7 +3,6 @@
 
 use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
 
-use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -16,7 +15,7 @@ use tracing::{debug, warn};
 
 use super::clock::{self, Timer};
 use crate::{
-    events::{self, Item},
+    events::{self, Record},
     exit::Exit,
     protocol::{MAX_REQUEST, Request, Response},
 };
@@ -46,9 +45,9 @@ pub enum Reply {
     /// The recent events, and those to come.
     Events {
         /// Oldest first.
-        recent: Vec<Item>,
+        recent: Vec<Arc<Record>>,
         /// What follows without a gap, for a follower.
-        follow: Option<broadcast::Receiver<Item>>,
+        follow: Option<broadcast::Receiver<Arc<Record>>>,
     },
 }
 
@@ -187,8 +186,8 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
                 None => break,
                 Some(Reply::Line(response)) => write(&mut writer, &line(&response)).await?,
                 Some(Reply::Events { recent, follow }) => {
-                    for item in &recent {
-                        write(&mut writer, &line(&Response::Event { event: item.json.clone() })).await?;
+                    for event in recent {
+                        write(&mut writer, &line(&Response::Event { event })).await?;
                     }
                     if let Some(follow) = follow {
                         return stream_events(follow, &mut reader, &mut writer).await;
@@ -225,7 +224,7 @@ async fn closed(reader: &mut BufReader<OwnedReadHalf>) -> io::Result<()> {
 }
 
 async fn stream_events(
-    mut follow: broadcast::Receiver<Item>,
+    mut follow: broadcast::Receiver<Arc<Record>>,
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
@@ -235,16 +234,15 @@ async fn stream_events(
             item = follow.recv() => item,
             gone = closed(reader) => return gone,
         };
-        let event = |event: Box<RawValue>| line(&Response::Event { event });
+        let event = |event: Arc<Record>| line(&Response::Event { event });
         match item {
             Ok(item) => {
-                if missed > 0
-                    && let Some(gap) = events::gap(item.seq - 1, missed)
-                {
-                    write(writer, &event(gap)).await?;
+                if missed > 0 {
+                    let gap = events::gap(item.seq - 1, missed);
+                    write(writer, &event(Arc::new(gap))).await?;
                     missed = 0;
                 }
-                write(writer, &event(item.json)).await?;
+                write(writer, &event(item)).await?;
             }
             Err(broadcast::error::RecvError::Lagged(count)) => missed += count,
             Err(broadcast::error::RecvError::Closed) => {

@@ -159,3 +159,44 @@ impl Request {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::own_network::{self, PAIR},
+        *,
+    };
+
+    #[test]
+    fn the_driver_and_the_offloads_of_an_interface_are_told() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        assert_eq!(driver("a").unwrap(), "veth");
+        let before = features("a").unwrap();
+        assert_eq!(before.get("tx-vlan-hw-insert"), Some(&true));
+        assert_eq!(before.get("rx-vlan-hw-parse"), Some(&true));
+
+        let wanted = ["tx-vlan-hw-insert", "tx-vlan-stag-hw-insert", "no-such-feature"];
+        set_features("a", &wanted, false).unwrap();
+        let changed: Vec<_> =
+            features("a").unwrap().into_iter().filter(|(name, active)| before[name] != *active).collect();
+        assert_eq!(changed, wanted[..2].iter().map(|name| ((*name).to_owned(), false)).collect::<Vec<_>>());
+        set_features("a", &wanted, true).unwrap();
+        assert_eq!(features("a").unwrap(), before);
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_and_an_offload_that_is_fixed_are_errors() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        for missing in ["c", "a-name-of-more-than-fifteen-bytes"] {
+            assert_eq!(driver(missing).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+            assert_eq!(features(missing).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        }
+        // The loopback interface passes frames by reference and can't do otherwise.
+        let fixed = set_features("lo", &["loopback"], false).unwrap_err();
+        assert_eq!(fixed.kind(), io::ErrorKind::Unsupported);
+    }
+}

@@ -648,7 +648,10 @@ impl Error for OffloadError {
 mod tests {
     use rtnetlink::packet_route::link::{InfoKind, LinkLayerType};
 
-    use super::*;
+    use super::{
+        super::{netlink::Netlink, own_network},
+        *,
+    };
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -1020,5 +1023,25 @@ mod tests {
             assert_eq!(tags_permit(&links[&1], links, &hidden).is_err(), carries);
             assert_eq!(tags_permit(&links[&1], links, &unknown).is_err(), carries);
         }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_offload_of_a_veth_s_peer_is_taken_away_and_given_back() {
+        if !own_network::with(&own_network::PAIR) {
+            return;
+        }
+        let (netlink, _changes) = Netlink::open().unwrap();
+        let links = netlink.links().await.unwrap();
+        let a = find("a", &links).unwrap();
+        assert_eq!(driver(a).as_deref(), Some("veth"));
+        let hidden =
+            VlanTags::Hidden { cure: Some("ethtool -K b txvlan off tx-vlan-stag-hw-insert off".to_owned()) };
+        assert_eq!(vlan_tags(a, &links), hidden);
+        let disabled = disable_vlan_offload(a, &links).unwrap();
+        assert_eq!(vlan_tags(a, &links), VlanTags::Visible);
+        disabled.restore().unwrap();
+        assert_eq!(vlan_tags(a, &links), hidden);
+        own_network::ip("link del dev a");
+        disabled.restore().unwrap();
     }
 }

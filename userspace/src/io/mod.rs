@@ -28,3 +28,38 @@ fn watch<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     // the same one every time and closes it on drop only, and none swaps it behind the `AsyncFd`.
     Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }?)
 }
+
+#[cfg(test)]
+mod own_network {
+    //! A network namespace for a single test; it goes with the test's thread.
+
+    use std::{
+        io::{self, Write as _},
+        process::Command,
+    };
+
+    /// Moves this thread, which the test has to itself, into a new network namespace with these links. `false`
+    /// without the privilege, said on standard error.
+    pub(super) fn with(links: &[&str]) -> bool {
+        // SAFETY: takes no pointer; it changes the namespace of this thread alone.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            let why = io::Error::last_os_error();
+            writeln!(io::stderr(), "skipped: a network namespace of its own needs root ({why})").unwrap();
+            return false;
+        }
+        for arguments in links {
+            ip(arguments);
+        }
+        true
+    }
+
+    /// Runs ip(8) in the namespace of this thread.
+    pub(super) fn ip(arguments: &str) {
+        let done = Command::new("ip").args(arguments.split_whitespace()).status().expect("iproute2");
+        assert!(done.success(), "ip {arguments}");
+    }
+
+    /// A veth pair `a` and `b`, both up.
+    pub(super) const PAIR: [&str; 3] =
+        ["link add dev a type veth peer name b", "link set dev a up", "link set dev b up"];
+}

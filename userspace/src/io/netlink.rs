@@ -672,3 +672,226 @@ impl Error for AddressError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use nix::net::if_::if_nametoindex;
+    use rtnetlink::packet_route::address::AddressHeader;
+
+    use super::{
+        super::own_network::{self, PAIR, ip},
+        *,
+    };
+
+    fn address(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, number)
+    }
+
+    async fn here(netlink: &Netlink) -> BTreeSet<(Ipv4Addr, u8)> {
+        let addresses = netlink.addresses().await.unwrap();
+        addresses.iter().map(|local| (local.address, local.prefix_length)).collect()
+    }
+
+    #[test]
+    fn a_broadcast_address_is_the_last_of_its_prefix_if_that_has_one() {
+        assert_eq!(broadcast(address(5), 24), Some(address(255)));
+        assert_eq!(broadcast(address(5), 30), Some(address(7)));
+        assert_eq!(broadcast(address(5), 31), None);
+        assert_eq!(broadcast(address(5), 32), None);
+        assert_eq!(broadcast(address(5), 8), Some(Ipv4Addr::new(192, 255, 255, 255)));
+    }
+
+    #[test]
+    fn a_port_that_leaves_its_bridge_has_not_gone() {
+        let mut link = LinkMessage::default();
+        link.header.index = 4;
+        let message = |link: &LinkMessage| NetlinkMessage::from(RouteNetlinkMessage::DelLink(link.clone()));
+        link.header.interface_family = AddressFamily::Bridge;
+        assert_eq!(change(message(&link)), None);
+        link.header.interface_family = AddressFamily::Unspec;
+        assert_eq!(change(message(&link)), Some(Change::LinkGone(4)));
+    }
+
+    #[test]
+    fn an_address_is_its_local_part_and_knows_who_put_it_there() {
+        let header = AddressHeader {
+            family: AddressFamily::Inet,
+            prefix_len: 32,
+            index: 4,
+            ..AddressHeader::default()
+        };
+        let mut message = AddressMessage::default();
+        message.header = header;
+        // A point-to-point interface: IFA_ADDRESS is the other end.
+        message.attributes = vec![
+            AddressAttribute::Address(IpAddr::V4(address(1))),
+            AddressAttribute::Local(IpAddr::V4(address(2))),
+            AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)),
+        ];
+        let expected = LocalAddress {
+            index: 4,
+            address: address(2),
+            prefix_length: 32,
+            protocol: Some(ADDRESS_PROTOCOL),
+        };
+        assert_eq!(local_address(&message), Some(expected));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn links_are_listed_with_what_they_stand_on() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        ip("link add dev br type bridge vlan_filtering 1");
+        ip("link set dev b master br");
+        let (netlink, _changes) = Netlink::open().unwrap();
+        let links = netlink.links().await.unwrap();
+        let by_name = |name: &str| links.values().find(|link| link.name == name).unwrap();
+        let (a, b, br, lo) = (by_name("a"), by_name("b"), by_name("br"), by_name("lo"));
+        assert!(lo.loopback && lo.arphrd == libc::ARPHRD_LOOPBACK);
+        assert_eq!((a.parent, a.link_netns, a.kind.as_deref()), (Some(b.index), None, Some("veth")));
+        assert_eq!((b.master, br.vlan_filtering), (Some(br.index), true));
+        assert!(a.mac.is_some() && a.up && a.running);
+        assert_eq!(link_now(a.index).unwrap().as_ref(), Some(a));
+        assert_eq!(link_now(999).unwrap(), None);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_address_is_put_on_an_interface_marked_and_taken_off() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        let (netlink, _changes) = Netlink::open().unwrap();
+        for prefix_length in [24, 31, 32] {
+            netlink.add_address(index, address(4), prefix_length).await.unwrap();
+            let expected =
+                LocalAddress { index, address: address(4), prefix_length, protocol: Some(ADDRESS_PROTOCOL) };
+            assert_eq!(netlink.addresses().await.unwrap(), [expected]);
+
+            let again = netlink.add_address(index, address(4), prefix_length).await;
+            assert!(matches!(again, Err(AddressError::Exists { .. })), "{again:?}");
+            // Another prefix, another address.
+            netlink.delete_address(index, address(4), 25).await.unwrap();
+            assert_eq!(here(&netlink).await.len(), 1);
+
+            netlink.delete_address(index, address(4), prefix_length).await.unwrap();
+            assert_eq!(here(&netlink).await.len(), 0);
+            netlink.delete_address(index, address(4), prefix_length).await.unwrap();
+        }
+        let gone = netlink.add_address(999, address(4), 24).await.unwrap_err();
+        assert!(matches!(gone, AddressError::NoSuchInterface { .. }), "{gone:?}");
+        netlink.delete_address(999, address(4), 24).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_first_address_of_a_subnet_goes_without_the_others() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        let setting = "/proc/sys/net/ipv4/conf/a/promote_secondaries";
+        fs::write("/proc/sys/net/ipv4/conf/all/promote_secondaries", "0").unwrap();
+        fs::write(setting, "0").unwrap();
+        let (netlink, _changes) = Netlink::open().unwrap();
+        for number in [1, 2, 3] {
+            netlink.add_address(index, address(number), 24).await.unwrap();
+        }
+        let place = |number| Place { index, address: address(number), prefix_length: 24 };
+        assert_eq!(netlink.secondaries(place(1)).await.unwrap(), [address(2), address(3)]);
+        assert_eq!(netlink.secondaries(place(2)).await.unwrap(), [Ipv4Addr::UNSPECIFIED; 0]);
+
+        let (first, second) = tokio::join!(
+            netlink.delete_address(index, address(1), 24),
+            netlink.delete_address(index, address(2), 24)
+        );
+        first.unwrap();
+        second.unwrap();
+        assert_eq!(here(&netlink).await, BTreeSet::from([(address(3), 24)]));
+        assert_eq!(fs::read_to_string(setting).unwrap().trim(), "0");
+    }
+
+    fn routes() -> String {
+        let routes = std::process::Command::new("ip").args(["route", "show"]).output().unwrap();
+        String::from_utf8(routes.stdout).unwrap()
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_prefix_gets_one_connected_route_whoever_made_it() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        let (netlink, _changes) = Netlink::open().unwrap();
+
+        ip("route add 192.0.2.0/24 dev a scope link");
+        netlink.add_address(index, address(4), 24).await.unwrap();
+        assert_eq!(routes().lines().count(), 1, "{}", routes());
+        netlink.delete_address(index, address(4), 24).await.unwrap();
+        assert_eq!(routes().lines().count(), 1, "{}", routes());
+        ip("route del 192.0.2.0/24 dev a");
+
+        netlink.add_address(index, address(4), 24).await.unwrap();
+        assert_eq!(routes().lines().count(), 1, "{}", routes());
+        netlink.delete_address(index, address(4), 24).await.unwrap();
+        assert_eq!(routes(), "");
+
+        // The host's own address goes: ours keeps the subnet reachable, if the host is set up to.
+        fs::write("/proc/sys/net/ipv4/conf/all/promote_secondaries", "1").unwrap();
+        ip("address add 192.0.2.1/24 dev a");
+        netlink.add_address(index, address(4), 24).await.unwrap();
+        assert_eq!(routes().lines().count(), 1, "{}", routes());
+        ip("address del 192.0.2.1/24 dev a");
+        assert!(routes().contains("src 192.0.2.4"), "{}", routes());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn changes_come_in_order_from_the_start_on() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        let (netlink, mut changes) = Netlink::open().unwrap();
+        netlink.add_address(index, address(4), 24).await.unwrap();
+        ip("link set dev a down");
+        netlink.delete_address(index, address(4), 24).await.unwrap();
+        ip("link del dev a");
+        let mut seen = Vec::new();
+        loop {
+            match changes.next().await.unwrap() {
+                Change::Address { index: at, present, .. } if at == index => {
+                    seen.push(if present { "+address" } else { "-address" })
+                }
+                Change::Link(link) if link.index == index && !link.up && seen.last() != Some(&"down") => {
+                    seen.push("down")
+                }
+                Change::LinkGone(at) if at == index => break,
+                Change::Address { .. } | Change::Link(_) | Change::LinkGone(_) => {}
+                Change::Overrun => panic!("lost changes"),
+            }
+        }
+        assert_eq!(seen[..3], ["+address", "down", "-address"]);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn lost_changes_are_told_and_the_watch_goes_on() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        let (netlink, mut changes) = Netlink::with_buffer(4_096).unwrap();
+        let batch: String = (1..=200).map(|n| format!("address add 192.0.2.{n}/32 dev a\n")).collect();
+        let file = std::env::temp_dir().join(format!("awi-batch-{}", std::process::id()));
+        fs::write(&file, batch).unwrap();
+        // Blocks the runtime, so that nobody reads meanwhile.
+        ip(&format!("-batch {}", file.display()));
+        fs::remove_file(&file).unwrap();
+        while changes.next().await.unwrap() != Change::Overrun {}
+        assert_eq!(here(&netlink).await.len(), 200);
+        netlink.delete_address(index, address(7), 32).await.unwrap();
+        let gone = Change::Address { index, address: address(7), prefix_length: 32, present: false };
+        while changes.next().await.unwrap() != gone {}
+    }
+}
