@@ -162,7 +162,10 @@ struct ForAll(PathBuf);
 impl ForAll {
     fn new(node: &Node) -> Self {
         let copy = std::env::temp_dir().join(format!("{}-program", node.instance));
-        fs::copy(program(), &copy).expect("a copy of the program");
+        // A debug build has a hundred megabytes: another name for it is enough where that can be.
+        if fs::hard_link(program(), &copy).is_err() {
+            fs::copy(program(), &copy).expect("a copy of the program");
+        }
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("permissions");
         Self(copy)
     }

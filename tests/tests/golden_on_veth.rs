@@ -1,0 +1,106 @@
+//! The golden frames on a real wire: what the host verdict says and what BPF_PROG_TEST_RUN gives is what comes
+//! out of a veth, byte for byte.
+
+use std::os::fd::AsFd;
+
+use arpwarden::io::bpf::OBJECT;
+use arpwarden_common::{
+    abi::Port,
+    golden::{Action, PORT_INDEX, Row, rows},
+    names,
+};
+use arpwarden_tests::{
+    kernel::attach_xdp,
+    ms,
+    netns::{Net, stranger},
+    prog_run::Loaded,
+    wire::{Captured, marker},
+};
+use aya::maps::{HashMap, Map, MapData, MapInfo};
+
+/// The program's table of ports, in which the frames' real ingress index has to be.
+fn ports(loaded: &Loaded) -> HashMap<MapData, u32, Port> {
+    let info = loaded.xdp().info().expect("information on the program");
+    let ids = info.map_ids().expect("the program's maps").expect("Linux lists them");
+    let id = ids
+        .into_iter()
+        .find(|id| MapInfo::from_id(*id).expect("a map").name_as_str() == Some(names::PORTS))
+        .expect("the table of ports");
+    Map::HashMap(MapData::from_id(id).expect("the table of ports")).try_into().expect("a hash")
+}
+
+fn every_row_over_a_cable(native: bool) {
+    let net = Net::cable();
+    let (host, far) = (net.host(0), net.host(1));
+    // No address at all, so that the kernel behind the program has nothing to say.
+    host.ns.ip("address flush dev eth0");
+    far.ns.ip("address flush dev eth0");
+    let index = host.ns.index_of("eth0").expect("there");
+    assert_ne!(index, PORT_INDEX);
+    let mut loaded = Loaded::load(OBJECT, names::XDP_FRAGS, 0);
+    let _link = attach_xdp(&host.ns, "eth0", loaded.xdp().fd().expect("loaded").as_fd(), native);
+    let mut ports = ports(&loaded);
+    let (behind, wire) = (host.wire(), far.wire());
+
+    let rows = rows();
+    let mut tried = [0; 3];
+    for row in &rows {
+        loaded.enter(&row.world);
+        if let Some(port) = row.world.port {
+            ports.insert(index, port, 0).expect("room for a port");
+        }
+        let (passed, answers) = send(&behind, &wire, row);
+        let name = row.name();
+        match row.action {
+            Action::Pass => {
+                assert_eq!(passed, [row.frame.as_slice()], "passed as it was: {name}");
+                assert!(answers.is_empty(), "no answer: {name}: {answers:02x?}");
+            }
+            Action::Drop => {
+                assert!(passed.is_empty() && answers.is_empty(), "{name}: {passed:02x?} {answers:02x?}")
+            }
+            Action::Answer => {
+                assert!(passed.is_empty(), "the kernel sees nothing of it: {name}: {passed:02x?}");
+                assert_eq!(answers, [row.out.as_slice()], "{name}");
+            }
+        }
+        tried[row.action as usize] += 1;
+    }
+    println!("{} passed, {} dropped, {} answered", tried[0], tried[1], tried[2]);
+    assert!(tried.iter().all(|count| *count > 100), "{tried:?}");
+}
+
+/// Puts the row's frame on the wire; what came through to the kernel, and what came back.
+fn send(
+    behind: &arpwarden_tests::wire::Wire,
+    wire: &arpwarden_tests::wire::Wire,
+    row: &Row,
+) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let received = |frames: Vec<Captured>| {
+        let frames = frames.into_iter().filter(|frame| !frame.outgoing);
+        frames.map(|frame| frame.bytes).collect::<Vec<_>>()
+    };
+    let stray = received(wire.drain());
+    assert!(stray.is_empty(), "came back after the row before {}: {stray:02x?}", row.name());
+    wire.send(&row.frame);
+    let last = marker(stranger(0));
+    wire.send(&last);
+    let mut passed = received(behind.collect_until("the marker", ms(2_000), |frame| frame.bytes == last));
+    passed.pop();
+    let answers = match row.action {
+        // The answers of a burst leave when the burst has been looked at, a moment after what is passed.
+        Action::Answer => wire.collect_until(&row.name(), ms(2_000), |frame| !frame.outgoing),
+        Action::Pass | Action::Drop => wire.drain(),
+    };
+    (passed, received(answers))
+}
+
+#[test]
+fn every_golden_row_comes_out_of_a_native_veth_as_the_table_says() {
+    every_row_over_a_cable(true);
+}
+
+#[test]
+fn every_golden_row_comes_out_of_a_generic_veth_as_the_table_says() {
+    every_row_over_a_cable(false);
+}
