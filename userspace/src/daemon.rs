@@ -23,7 +23,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    cli,
+    cli, client,
     events::Journal,
     exit::Exit,
     instance::{self, Instance, Lock},
@@ -75,6 +75,9 @@ impl From<anyhow::Error> for Stop {
     }
 }
 
+/// How long a killed process may hold its lock: its kernel side takes the program off the interfaces first, which
+/// can wait for tens of milliseconds on a busy machine.
+pub const DYING: Duration = Duration::from_secs(1);
 /// Ring-buffer items taken before the loop looks at anything else: 64 µs of work at 1 µs each.
 const EVENTS_AT_ONCE: usize = 64;
 /// Commands that wait for the loop; a client waits beyond it.
@@ -172,7 +175,9 @@ struct Daemon {
 /// # Errors
 /// What failed at the start; or, at the end, what is left on the interfaces.
 pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Result<(), Stop> {
-    let Some(lock) = instance.lock()? else {
+    // A daemon that answers is there to stay; one that does not may be on its way out.
+    let patience = if client::connect(&instance).is_ok() { Duration::ZERO } else { DYING };
+    let Some(lock) = wait_for_lock(&instance, patience).await? else {
         return Err(Stop::failed(anyhow!(
             "another daemon runs as instance '{}' ({}); end it with 'arpwarden --instance {} unload', or choose another --instance",
             instance.name(),
@@ -185,6 +190,25 @@ pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Res
         lock.remove()?;
     }
     result
+}
+
+/// Takes the instance, trying for as long as `patience`; `None` if another process keeps it.
+///
+/// # Errors
+/// Those of [`Instance::lock`].
+pub async fn wait_for_lock(instance: &Instance, patience: Duration) -> Result<Option<Lock>, Stop> {
+    /// How often the lock of an ending daemon is tried.
+    const AGAIN: Duration = Duration::from_millis(20);
+    let give_up = clock::now().after(patience);
+    let mut timer = Timer::new().context("making a timer")?;
+    loop {
+        let lock = instance.lock()?;
+        if lock.is_some() || clock::now() >= give_up {
+            return Ok(lock);
+        }
+        timer.set(Some(clock::now().after(AGAIN))).context("setting the timer")?;
+        timer.expired().await;
+    }
 }
 
 /// Takes off the interfaces what a run that did not end in order has left there, and says so.

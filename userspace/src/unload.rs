@@ -1,25 +1,20 @@
 //! `unload`: everything of an instance goes, whether its daemon runs, hangs in its end, or has crashed.
 
-use std::{io::ErrorKind, time::Duration};
+use std::time::Duration;
 
 use anyhow::anyhow;
 
 use crate::{
     client::{self, complain},
-    daemon::{Stop, remove_leftovers},
+    daemon::{DYING, Stop, remove_leftovers, wait_for_lock},
     exit::Exit,
-    instance::{Instance, Lock},
-    io::{
-        clock::{self, Timer},
-        netlink::Netlink,
-    },
+    instance::Instance,
+    io::netlink::Netlink,
     protocol::Request,
 };
 
 /// How long a daemon may take to end: it gives itself 5 s to take addresses off.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the lock of an ending daemon is tried.
-const AGAIN: Duration = Duration::from_millis(20);
 
 /// Performs `unload`.
 pub async fn run(instance: &Instance) -> Exit {
@@ -49,7 +44,13 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
         Err((Exit::NoDaemon, _)) => false,
         Err((exit, message)) => return Err(Stop::new(exit, anyhow!(message))),
     };
-    let lock = wait_for_lock(instance, had_daemon).await?;
+    let patience = if had_daemon { PATIENCE } else { DYING };
+    let Some(lock) = wait_for_lock(instance, patience).await? else {
+        return Err(Stop::failed(anyhow!(
+            "a process holds the lock of instance '{0}' and does not answer on its socket; see 'fuser -v /run/arpwarden/{0}/lock'",
+            instance.name(),
+        )));
+    };
     let (mut journal, left) = lock.journal()?;
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
     let removed = remove_leftovers(&netlink, &mut journal, left).await?;
@@ -59,26 +60,4 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
         (true, n) => format!("the daemon has ended; {n} addresses that it had left were taken off"),
         (false, n) => format!("no daemon ran; {n} addresses that a crash had left were taken off"),
     })
-}
-
-async fn wait_for_lock(instance: &Instance, ending: bool) -> Result<Lock, Stop> {
-    let give_up = clock::now().after(PATIENCE);
-    let mut timer = Timer::new().map_err(Stop::failed)?;
-    loop {
-        if let Some(lock) = instance.lock()? {
-            return Ok(lock);
-        }
-        if !ending || clock::now() >= give_up {
-            return Err(Stop::failed(std::io::Error::new(
-                ErrorKind::WouldBlock,
-                format!(
-                    "a process holds the lock of instance '{}' and does not answer on its socket; see 'fuser -v /run/arpwarden/{}/lock'",
-                    instance.name(),
-                    instance.name()
-                ),
-            )));
-        }
-        timer.set(Some(clock::now().after(AGAIN))).map_err(Stop::failed)?;
-        timer.expired().await;
-    }
 }
