@@ -254,7 +254,7 @@ async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &
     let group = arguments.socket_group.as_deref().map(group_id).transpose()?;
     // Subscribed before the first dump, so that no change falls between the two.
     let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
-    let (mut addresses, left) = lock.journal()?;
+    let (mut addresses, left) = lock.journal().map_err(|error| Stop { left: true, ..Stop::failed(error) })?;
     remove_leftovers(&netlink, &mut addresses, left).await?;
     let links = netlink.links().await.map_err(Stop::failed)?;
     // Refused interfaces cost nothing: nothing is loaded yet.

@@ -1,6 +1,7 @@
 //! What an instance has on disk: its directory, its lock, and the journal of what it put on interfaces.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     net::Ipv4Addr,
@@ -76,6 +77,8 @@ impl Instance {
                 file.metadata().is_ok_and(|ours| there.ino() == ours.ino() && there.dev() == ours.dev())
             });
             if same {
+                // One that a killed daemon has left would seem to say that this one is ready.
+                let _ = fs::remove_file(self.socket());
                 return Ok(Some(Lock { instance: self.clone(), _file: file }));
             }
         }
@@ -125,7 +128,7 @@ impl Lock {
 }
 
 /// An address that this instance has put on an interface.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Index of the interface.
@@ -192,7 +195,7 @@ impl Journal {
         let mut text = String::new();
         file.read_to_string(&mut text).with_context(tried)?;
         let here = Header::here()?;
-        let left = leftovers(&text, &here).with_context(|| {
+        let left = leftovers(&text, &here, namespace_exists).with_context(|| {
             format!(
                 "reading {}; if no address of this instance is left on an interface, remove it",
                 path.display()
@@ -255,8 +258,9 @@ impl Journal {
     }
 }
 
-/// What a journal says is still on interfaces of this boot and network namespace, in order of registration.
-fn leftovers(text: &str, here: &Header) -> Result<Vec<Entry>> {
+/// What a journal says is still on interfaces of this boot and network namespace.
+/// `exists` tells whether the network namespace with this inode does.
+fn leftovers(text: &str, here: &Header, exists: impl Fn(u64) -> bool) -> Result<Vec<Entry>> {
     // Without its end a last line was not written whole: what it announces was not done.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let mut lines = whole.lines();
@@ -265,23 +269,38 @@ fn leftovers(text: &str, here: &Header) -> Result<Vec<Entry>> {
     if header.version != VERSION {
         bail!("it is of version {}, this arpwarden knows {VERSION}", header.version);
     }
-    if header != *here {
-        tracing::warn!(
-            "the journal of addresses is of another boot or network namespace: nothing of it is here"
-        );
+    if header.boot_id != here.boot_id {
         return Ok(Vec::new());
     }
-    let mut left: Vec<Entry> = Vec::new();
+    if header.netns != here.netns {
+        if exists(header.netns) {
+            bail!(
+                "it names addresses in another network namespace (inode {}); run this there, with nsenter or 'ip netns exec'",
+                header.netns
+            );
+        }
+        return Ok(Vec::new());
+    }
+    let mut left = BTreeSet::new();
     for line in lines {
         match serde_json::from_str(line).with_context(|| format!("in line '{line}'"))? {
             Line::Add(entry) => {
-                left.retain(|other| *other != entry);
-                left.push(entry);
+                left.insert(entry);
             }
-            Line::Remove(entry) => left.retain(|other| *other != entry),
+            Line::Remove(entry) => {
+                left.remove(&entry);
+            }
         }
     }
-    Ok(left)
+    Ok(left.into_iter().collect())
+}
+
+/// Whether a network namespace has a process or a name (`ip netns`); what is kept by a descriptor alone is not found.
+fn namespace_exists(inode: u64) -> bool {
+    let is_it = |path: PathBuf| fs::metadata(path).is_ok_and(|there| there.ino() == inode);
+    let entries = |directory| fs::read_dir(directory).into_iter().flatten().flatten();
+    entries("/run/netns").any(|entry| is_it(entry.path()))
+        || entries("/proc").any(|entry| is_it(entry.path().join("ns/net")))
 }
 
 #[cfg(test)]
@@ -312,29 +331,36 @@ mod tests {
     #[test]
     fn what_was_added_and_not_removed_is_left() {
         let text = text(&here(), &[Line::Add(entry(1)), Line::Add(entry(2)), Line::Remove(entry(1))]);
-        assert_eq!(leftovers(&text, &here()).unwrap(), [entry(2)]);
+        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), [entry(2)]);
     }
 
     #[test]
     fn a_torn_last_line_does_not_hide_the_lines_before_it() {
         let mut text = text(&here(), &[Line::Add(entry(1)), Line::Remove(entry(1))]);
         text.truncate(text.len() - 5);
-        assert_eq!(leftovers(&text, &here()).unwrap(), [entry(1)]);
+        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), [entry(1)]);
     }
 
     #[test]
-    fn nothing_of_another_boot_or_network_namespace_is_here() {
-        for other in [Header { boot_id: "c".to_owned(), ..here() }, Header { netns: 8, ..here() }] {
-            assert_eq!(leftovers(&text(&other, &[Line::Add(entry(1))]), &here()).unwrap(), []);
-        }
+    fn nothing_of_another_boot_is_here() {
+        let other = Header { boot_id: "c".to_owned(), ..here() };
+        assert_eq!(leftovers(&text(&other, &[Line::Add(entry(1))]), &here(), |_| true).unwrap(), []);
+    }
+
+    #[test]
+    fn addresses_in_another_network_namespace_are_not_forgotten_while_it_exists() {
+        let text = text(&Header { netns: 8, ..here() }, &[Line::Add(entry(1))]);
+        let error = leftovers(&text, &here(), |inode| inode == 8).unwrap_err();
+        assert!(error.to_string().contains("another network namespace (inode 8)"), "{error}");
+        assert_eq!(leftovers(&text, &here(), |_| false).unwrap(), []);
     }
 
     #[test]
     fn another_version_and_nonsense_are_refused_not_misread() {
         let other = Header { version: 2, ..here() };
-        assert!(leftovers(&text(&other, &[]), &here()).is_err());
-        assert!(leftovers("nonsense\n", &here()).is_err());
-        assert!(leftovers(&(text(&here(), &[]) + "nonsense\n"), &here()).is_err());
-        assert_eq!(leftovers("", &here()).unwrap(), []);
+        assert!(leftovers(&text(&other, &[]), &here(), |_| true).is_err());
+        assert!(leftovers("nonsense\n", &here(), |_| true).is_err());
+        assert!(leftovers(&(text(&here(), &[]) + "nonsense\n"), &here(), |_| true).is_err());
+        assert_eq!(leftovers("", &here(), |_| true).unwrap(), []);
     }
 }

@@ -8,8 +8,8 @@ use crate::{
     client::{self, complain},
     daemon::{DYING, Stop, remove_leftovers, wait_for_lock},
     exit::Exit,
-    instance::Instance,
-    io::netlink::Netlink,
+    instance::{Instance, Lock},
+    io::{clock, netlink::Netlink},
     protocol::Request,
 };
 
@@ -34,23 +34,7 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
     if !instance.exists() {
         return Ok(format!("instance '{}' is not loaded; nothing to do", instance.name()));
     }
-    let had_daemon = match client::connect(instance) {
-        Ok(stream) => {
-            client::converse_quietly(&stream, &Request::Unload {}, PATIENCE).map_err(|error| {
-                Stop::failed(anyhow!("asking the daemon of instance '{}' to end: {error}", instance.name()))
-            })?;
-            true
-        }
-        Err((Exit::NoDaemon, _)) => false,
-        Err((exit, message)) => return Err(Stop::new(exit, anyhow!(message))),
-    };
-    let patience = if had_daemon { PATIENCE } else { DYING };
-    let Some(lock) = wait_for_lock(instance, patience).await? else {
-        return Err(Stop::failed(anyhow!(
-            "a process holds the lock of instance '{0}' and does not answer on its socket; see 'fuser -v /run/arpwarden/{0}/lock'",
-            instance.name(),
-        )));
-    };
+    let (lock, had_daemon) = end_daemon(instance).await?;
     let (mut journal, left) = lock.journal()?;
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
     let removed = remove_leftovers(&netlink, &mut journal, left).await?;
@@ -60,4 +44,34 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
         (true, n) => format!("the daemon has ended; {n} addresses that it had left were taken off"),
         (false, n) => format!("no daemon ran; {n} addresses that a crash had left were taken off"),
     })
+}
+
+/// Has the daemon end, if there is one that answers, and takes its place. One that is starting answers soon; one that
+/// was killed lets its lock go soon.
+async fn end_daemon(instance: &Instance) -> Result<(Lock, bool), Stop> {
+    let give_up = clock::now().after(PATIENCE);
+    let mut asked = false;
+    while clock::now() < give_up {
+        match client::connect(instance) {
+            Ok(_) if asked => {}
+            Ok(stream) => {
+                client::converse_quietly(&stream, &Request::Unload {}, PATIENCE).map_err(|error| {
+                    Stop::failed(anyhow!(
+                        "asking the daemon of instance '{}' to end: {error}",
+                        instance.name()
+                    ))
+                })?;
+                asked = true;
+            }
+            Err((Exit::NoDaemon, _)) => {}
+            Err((exit, message)) => return Err(Stop::new(exit, anyhow!(message))),
+        }
+        if let Some(lock) = wait_for_lock(instance, DYING).await? {
+            return Ok((lock, asked));
+        }
+    }
+    Err(Stop::failed(anyhow!(
+        "a process holds the lock of instance '{0}' and does not end; see 'fuser -v /run/arpwarden/{0}/lock'",
+        instance.name(),
+    )))
 }

@@ -12,9 +12,11 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{self, AddressCounters, AddressKey, Counter, Event, MAX_ADDRESSES, Port, Record, Slot},
+    abi::{
+        self, AddressCounters, AddressKey, Counter, Event, Hint, MAX_ADDRESSES, Port, PortPlace, Record, Slot,
+    },
     names,
-    net::{Ipv4, MacAddr},
+    net::{MacAddr, Vlan},
     state::StateWord,
 };
 use aya::{
@@ -26,6 +28,7 @@ use aya::{
         loaded_links, loaded_programs,
         xdp::XdpLink,
     },
+    sys::SyscallError,
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
@@ -76,12 +79,15 @@ pub struct Datapath {
     slots: Slots,
     records: Array<MapData, Record>,
     address_counters: PerCpuArray<MapData, AddressCounters>,
-    ports: HashMap<MapData, u32, Port>,
+    hints: Array<MapData, Hint>,
+    ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
     counters: PerCpuArray<MapData, u64>,
     events: Option<RingBuf<MapData>>,
     logger: Option<EbpfLogger<&'static dyn Log>>,
     installed: BTreeMap<AddressKey, Installed>,
+    /// The slots that share a hint's place.
+    hinted: BTreeMap<u32, Vec<u32>>,
     /// Slots that nothing leads to, the one left longest ago first: what the program still remembers of an
     /// earlier address in the same slot is then as old as can be.
     free: VecDeque<u32>,
@@ -124,12 +130,14 @@ impl Datapath {
             slots,
             records: take(&mut ebpf, names::RECORDS)?,
             address_counters: take(&mut ebpf, names::ADDRESS_COUNTERS)?,
+            hints: take(&mut ebpf, names::HINTS)?,
             ports: take(&mut ebpf, names::PORTS)?,
             own_macs: take(&mut ebpf, names::OWN_MACS)?,
             counters: take(&mut ebpf, names::COUNTERS)?,
             events: Some(take(&mut ebpf, names::EVENTS)?),
             logger,
             installed: BTreeMap::new(),
+            hinted: BTreeMap::new(),
             free: (0..MAX_ADDRESSES).collect(),
             own: BTreeSet::new(),
             links: BTreeMap::new(),
@@ -224,9 +232,20 @@ impl Datapath {
     /// Makes the program act on frames that come in on `index`, in the name of `port`.
     ///
     /// # Errors
-    /// The map holds [`abi::MAX_PORTS`] already.
+    /// All places where this port can be are taken: four others have indices just like it.
     pub fn set_port(&mut self, index: u32, port: Port) -> Result<(), TableError> {
-        self.ports.insert(index, port, 0).map_err(|source| TableError::write(names::PORTS, source))
+        let failed = |source| TableError::write(names::PORTS, source);
+        let place = match self.port_place(index, index)? {
+            Some(place) => place,
+            None => self
+                .port_place(index, PortPlace::VACANT.index)?
+                // As the kernel says it of a hash.
+                .ok_or_else(|| {
+                    let io_error = io::Error::from_raw_os_error(libc::E2BIG);
+                    failed(SyscallError { call: "bpf_map_update_elem", io_error }.into())
+                })?,
+        };
+        self.ports.set(place, PortPlace { port, index, pad: 0 }, 0).map_err(failed)
     }
 
     /// Makes the program pass and count frames that come in on `index`; done already if it does.
@@ -234,7 +253,20 @@ impl Datapath {
     /// # Errors
     /// The kernel's.
     pub fn remove_port(&mut self, index: u32) -> Result<(), TableError> {
-        removed(self.ports.remove(&index)).map_err(|source| TableError::write(names::PORTS, source))
+        let Some(place) = self.port_place(index, index)? else { return Ok(()) };
+        self.ports.set(place, PortPlace::VACANT, 0).map_err(|source| TableError::write(names::PORTS, source))
+    }
+
+    /// The first of the places for the port `index` that holds the port `there`.
+    fn port_place(&self, index: u32, there: u32) -> Result<Option<u32>, TableError> {
+        for candidate in PortPlace::candidates(index) {
+            let place =
+                self.ports.get(&candidate, 0).map_err(|source| TableError::read(names::PORTS, source))?;
+            if place.index == there {
+                return Ok(Some(candidate));
+            }
+        }
+        Ok(None)
     }
 
     /// Tells the program which MACs are this namespace's; writes only the difference, new ones first.
@@ -269,10 +301,11 @@ impl Datapath {
         let Some(slot) = self.free.pop_front() else { return Err(InstallError::Full { key }) };
         let made = self.counted(slot).and_then(|before| {
             // Before anything leads to it, and before the word: whoever finds the word finds its address.
-            self.slots.fill(slot, key.address, word);
+            self.slots.fill(slot, &key, word);
             self.addresses
                 .insert(key, slot, 0)
                 .map_err(|source| TableError::write(names::ADDRESSES, source))?;
+            self.hint(&key, |slots| slots.push(slot))?;
             Ok(Installed { slot, before })
         });
         match made {
@@ -304,15 +337,28 @@ impl Datapath {
     /// The kernel's; the address is treated as unmanaged all the same, and its slot is not used again.
     pub fn remove(&mut self, key: &AddressKey) -> Result<(), TableError> {
         let Some(Installed { slot, .. }) = self.installed.remove(key) else { return Ok(()) };
+        let unhinted = self.hint(key, |slots| slots.retain(|there| *there != slot));
         let unlinked = removed(self.addresses.remove(key));
         self.slots.store(slot, StateWord::VACANT);
-        match unlinked {
-            Ok(()) => {
-                self.free.push_back(slot);
-                Ok(())
-            }
-            Err(source) => Err(TableError::write(names::ADDRESSES, source)),
+        unlinked.map_err(|source| TableError::write(names::ADDRESSES, source)).and(unhinted)?;
+        self.free.push_back(slot);
+        Ok(())
+    }
+
+    /// Changes which slots have the address's hint, and writes that hint.
+    fn hint(&mut self, key: &AddressKey, change: impl FnOnce(&mut Vec<u32>)) -> Result<(), TableError> {
+        let place = Hint::place(key.address);
+        let slots = self.hinted.entry(place).or_default();
+        change(slots);
+        let hint = match slots[..] {
+            [] => Hint::NONE,
+            [slot] => Hint::slot(slot),
+            [_, _, ..] => Hint::MANY,
+        };
+        if slots.is_empty() {
+            self.hinted.remove(&place);
         }
+        self.hints.set(place, hint, 0).map_err(|source| TableError::write(names::HINTS, source))
     }
 
     /// What the program has counted, over all CPUs, by the number of [`Counter`].
@@ -397,6 +443,9 @@ struct Slots {
 struct SharedSlot {
     word: AtomicU64,
     lease_until_ns: AtomicU64,
+    interface: AtomicU32,
+    /// Both halves of a [`Vlan`], as they are in memory.
+    vlan: AtomicU32,
     address: AtomicU32,
     group: AtomicU32,
 }
@@ -404,6 +453,8 @@ const _: () = assert!(
     size_of::<SharedSlot>() == size_of::<Slot>()
         && align_of::<SharedSlot>() == align_of::<Slot>()
         && std::mem::offset_of!(SharedSlot, lease_until_ns) == std::mem::offset_of!(Slot, lease_until_ns)
+        && std::mem::offset_of!(SharedSlot, interface) == std::mem::offset_of!(Slot, interface)
+        && std::mem::offset_of!(SharedSlot, vlan) == std::mem::offset_of!(Slot, vlan)
         && std::mem::offset_of!(SharedSlot, address) == std::mem::offset_of!(Slot, address)
         && std::mem::offset_of!(SharedSlot, group) == std::mem::offset_of!(Slot, group)
 );
@@ -444,7 +495,7 @@ impl Slots {
 
     fn all(&self) -> &[SharedSlot] {
         // SAFETY: `first` begins a mapping of LEN bytes, page-aligned, that lives until `self` is dropped. The
-        // kernel lays the array's values end to end (24 bytes, a multiple of 8) and backs all of them; every
+        // kernel lays the array's values end to end (32 bytes, a multiple of 8) and backs all of them; every
         // bit pattern is a value, and both sides touch them by atomic or single aligned accesses only.
         unsafe { slice::from_raw_parts(self.first.as_ptr(), MAX_ADDRESSES as usize) }
     }
@@ -456,11 +507,16 @@ impl Slots {
     }
 
     /// Gives a vacant slot to an address: without lease and group, the word last.
-    fn fill(&self, slot: u32, address: Ipv4, word: StateWord) {
+    fn fill(&self, slot: u32, key: &AddressKey, word: StateWord) {
         if let Some(place) = self.all().get(slot as usize) {
+            let AddressKey { interface, vlan: Vlan { outer, inner }, address } = *key;
+            let ([a, b], [c, d]) = (outer.to_ne_bytes(), inner.to_ne_bytes());
+            place.interface.store(interface, Ordering::Relaxed);
+            place.vlan.store(u32::from_ne_bytes([a, b, c, d]), Ordering::Relaxed);
             place.address.store(u32::from_ne_bytes(address.octets()), Ordering::Relaxed);
             place.group.store(0, Ordering::Relaxed);
-            place.lease_until_ns.store(0, Ordering::Relaxed);
+            // The program reads word, lease, key in this order, so the key has to be there before the others.
+            place.lease_until_ns.store(0, Ordering::Release);
             place.word.store(word.bits(), Ordering::Release);
         }
     }
