@@ -307,3 +307,21 @@ fn a_budget_that_is_lifted_ends_contested_at_once() {
     assert_eq!(rig.state(), Some(State::Online));
     assert_eq!(rig.frames(Purpose::Defence).len(), 3);
 }
+
+#[test]
+fn a_frame_of_the_plan_that_waits_for_its_turn_is_held_while_contested() {
+    let budget = MoveBudget { moves: 1, window: secs(30) };
+    let interface = Interface { pace: Pace::Inspected, moves: Some(budget), ..INTERFACE };
+    let mut rig = Rig::held_on(interface, SPEC);
+    rig.claim_by(RIVAL);
+    rig.pass(secs(15));
+    rig.announce();
+    rig.claim_by(RIVAL);
+    assert_eq!(rig.state(), Some(State::Contested));
+    rig.news();
+    rig.pass(secs(10));
+    assert_eq!(rig.news(), vec![], "its reply form was due 100 ms later");
+    rig.until(State::Online);
+    let replies = rig.frames(Purpose::Announcement).into_iter().filter(|(_, frame)| is_reply(frame));
+    assert_eq!(replies.count(), 8);
+}
