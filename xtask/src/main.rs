@@ -96,38 +96,6 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
     process::hand_back_target()?;
     match task {
         Task::Setup { lint } => {
-            let sets: &[Set] = if lint {
-                &[Set::Build, Set::Test, Set::Lint, Set::Deny]
-            } else {
-                &[Set::Build, Set::Test, Set::Lint]
-            };
-            setup::ensure(sets, yes)?;
-            println!("Everything is there. Next: cargo xtask demo, or cargo xtask test");
-        }
-        Task::Build { release } => {
-            setup::ensure(&[Set::Build], yes)?;
-            println!("{}", build::daemon(release)?.display());
-        }
-        Task::Run { arguments } => {
-            setup::ensure(&[Set::Build], yes)?;
-            return Err(process::become_root(&build::daemon(true)?, &arguments));
-        }
-        Task::Demo => {
-            setup::ensure(&[Set::Build, Set::Demo], yes)?;
-            let daemon = build::daemon(true)?;
-            let own = std::env::current_exe().context("finding the path of this program")?;
-            let arguments: [&OsStr; 3] = ["as-root".as_ref(), "demo".as_ref(), daemon.as_ref()];
-            return Err(process::become_root(&own, arguments));
-        }
-        Task::Test { filter } => {
-            setup::ensure(&[Set::Build, Set::Test], yes)?;
-            return test::run(filter.as_deref());
-        }
-        Task::Bench => {
-            setup::ensure(&[Set::Build, Set::Test], yes)?;
-            process::run(&mut process::as_root(build::benchmark()?, &[])?)?;
-        }
-        Task::Lint { deny } => {
             let sets: &[Set] =
                 if lint { &[Set::Build, Set::Test, Set::Lint, Set::Deny] } else { &[Set::Build, Set::Test] };
             setup::ensure(sets, yes)?;

@@ -194,12 +194,14 @@ fn look(sets: &[Set]) -> Vec<Missing> {
         missing.extend(look_at_kernel());
     }
     if sets.contains(&Set::Lint) {
-        for (what, command, component) in
-            [("clippy", "cargo-clippy", "clippy"), ("rustfmt", "cargo-fmt", "rustfmt")]
-        {
+        let tools: [(_, _, &[&str]); 2] =
+            [("clippy", "cargo-clippy", &["rust-web-clippy"]), ("rustfmt", "cargo-fmt", &["rustfmt-web"])];
+        for (what, command, packages) in tools {
             // With rustup the name is always there; only the tool behind it tells.
             if !process::succeeds(process::as_user(command).arg("--version")) {
-                missing.push(Missing { what, why: "lint", cure: Cure::RustupComponent(component) });
+                let rustup = process::find("rustup").is_some();
+                let cure = if rustup { Cure::RustupComponent(what) } else { Cure::Packages(packages) };
+                missing.push(Missing { what, why: "lint", cure });
             }
         }
     }
@@ -364,10 +366,6 @@ fn get(missing: Vec<Missing>) -> Result<()> {
             Cure::BpfLinker => get_linker(&mut apt)?,
             Cure::UnpackedArping(which) => apt.unpack_arping(which)?,
             Cure::RustupComponent(component) => {
-                ensure!(
-                    process::find("rustup").is_some(),
-                    "{component} is missing and there is no rustup: install your distribution's {component}"
-                );
                 process::run(process::as_user("rustup").args(["component", "add", component]))?;
             }
             Cure::CargoDeny => process::run(process::cargo().args(["install", "--locked", "cargo-deny"]))?,
