@@ -1464,16 +1464,7 @@ impl Managed {
 
     /// The netlink watch says whether the address is configured.
     pub(crate) fn local(&mut self, local: bool, turn: &mut Turn<'_>) {
-        match self.registration {
-            // The outcome decides: a report of an earlier deletion may still be on its way, and taking the
-            // shield down for it would let the kernel answer.
-            Registration::Registering { .. } | Registration::Deregistering { .. } if !local => return,
-            Registration::Absent
-            | Registration::Registering { .. }
-            | Registration::Present
-            | Registration::Deregistering { .. }
-            | Registration::Refused { .. } => {}
-        }
+        // A report of an earlier deletion may still be on its way: `wanted_word` keeps the shield up all the same.
         let removed = self.local && !local && self.state.may_answer();
         self.local = local;
         self.publish(turn);

@@ -89,6 +89,16 @@ fn the_time_of_the_frame_counts_not_that_of_the_report() {
 }
 
 #[test]
+fn a_frame_that_claims_to_be_of_the_future_does_not_spoil_the_policy() {
+    let mut rig = Rig::held(policy(Defend::Once));
+    let sighting = rig.sighting(SightingKind::Claim, RIVAL);
+    rig.seen(Sighting { at: rig.now.after(secs(1_000)), ..sighting });
+    rig.pass(secs(20));
+    rig.claim_by(RIVAL);
+    assert_eq!(rig.state(), Some(State::Online));
+}
+
+#[test]
 fn hold_defends_once_in_an_interval_and_never_gives_up() {
     // RFC 5227 §2.4 (c)
     let mut rig = Rig::held(SPEC);

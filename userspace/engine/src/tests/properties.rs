@@ -391,7 +391,7 @@ proptest! {
     fn no_sequence_of_inputs_panics_or_leaves_something_that_waits_for_ever(
         seed: u64,
         interface in interfaces(),
-        steps in vec(steps(), 1..120),
+        steps in vec(steps(), 1..80),
     ) {
         let mut bench = Bench::new(seed, interface);
         for step in steps {
@@ -401,7 +401,7 @@ proptest! {
         for n in 1..=3 {
             bench.step(Step::Offline(n, false));
         }
-        for _ in 0..200 {
+        for _ in 0..60 {
             while !bench.open.is_empty() {
                 bench.outcome(0, true);
             }
