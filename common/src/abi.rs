@@ -12,8 +12,8 @@ use crate::{
 /// Version of the layouts in this module.
 pub const ABI_VERSION: u32 = 1;
 
-/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 24 + 88 + 16 bytes a
-/// CPU take 2.3 MiB on two CPUs, allocated once.
+/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 88 + 16 bytes a
+/// CPU take 2.4 MiB on two CPUs, allocated once.
 pub const MAX_ADDRESSES: u32 = 16_384;
 /// Interfaces, bond members included, that can carry the program.
 pub const MAX_PORTS: u32 = 1_024;
@@ -46,13 +46,67 @@ pub struct Slot {
     pub word: u64,
     /// CLOCK_BOOTTIME in nanoseconds after which the address may not answer; 0 for no lease.
     pub lease_until_ns: u64,
-    /// The address once more: the program trusts a slot only if this equals the frame's, so that a look-up
-    /// that raced with the slot's reuse answers nothing.
+    /// The key once more: the program trusts a slot only if this is the frame's, so that a look-up that raced
+    /// with the slot's reuse answers nothing, and a [`crate::names::HINTS`] may lead here. Here the interface.
+    pub interface: u32,
+    /// The tags.
+    pub vlan: Vlan,
+    /// The address.
     pub address: Ipv4,
     /// Group of the address; 0 for none.
     pub group: u32,
 }
-const _: () = assert!(size_of::<Slot>() == 24);
+const _: () = assert!(size_of::<Slot>() == 32);
+
+impl Slot {
+    /// No address.
+    pub const VACANT: Self = Self {
+        word: 0,
+        lease_until_ns: 0,
+        interface: 0,
+        vlan: Vlan::UNTAGGED,
+        address: Ipv4::UNSPECIFIED,
+        group: 0,
+    };
+}
+
+/// Where an address may be, without a look-up in a hash: value of [`crate::names::HINTS`], whose place for an
+/// address is [`Hint::place`]. A hash look-up takes 25 ns; most frames on a network are about no managed address,
+/// and most managed addresses differ in their last two bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Hint(u32);
+
+impl Hint {
+    /// Number of places.
+    pub const PLACES: u32 = 65_536;
+    /// No managed address has this place.
+    pub const NONE: Self = Self(0);
+    /// Several have: [`crate::names::ADDRESSES`] tells.
+    pub const MANY: Self = Self(u32::MAX);
+
+    /// One address has this place: the one in `slot`, which must be less than [`MAX_ADDRESSES`].
+    #[inline(always)]
+    pub const fn slot(slot: u32) -> Self {
+        Self(slot + 1)
+    }
+
+    /// The slot, if the hint names one.
+    #[inline(always)]
+    pub const fn named(self) -> Option<u32> {
+        match self {
+            Self::NONE | Self::MANY => None,
+            Self(number) => Some(number - 1),
+        }
+    }
+
+    /// The place of an address: its last two bytes, in which neighbours differ.
+    #[inline(always)]
+    pub const fn place(address: Ipv4) -> u32 {
+        let [_, _, c, d] = address.octets();
+        u16::from_be_bytes([c, d]) as u32
+    }
+}
 
 /// What the program knows of an address; value of [`crate::names::RECORDS`].
 ///
@@ -151,7 +205,7 @@ pub struct Claimant {
 }
 const _: () = assert!(size_of::<Claimant>() == 24);
 
-/// An interface that carries the program; value of [`crate::names::PORTS`], key: its index.
+/// An interface that carries the program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Port {
@@ -167,6 +221,35 @@ const _: () = assert!(size_of::<Port>() == 16);
 impl Port {
     /// Flag: frames of this port are acted on. Clear on an inactive bond member.
     pub const ACCEPT: u32 = 1;
+}
+
+/// A place of [`crate::names::PORTS`], which user space looks after as a hash: a look-up in the kernel's own would
+/// be the dearest part of many a verdict.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct PortPlace {
+    /// The port.
+    pub port: Port,
+    /// Index of its interface; 0 where there is none.
+    pub index: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+const _: () = assert!(size_of::<PortPlace>() == 24);
+
+impl PortPlace {
+    /// No port.
+    pub const VACANT: Self =
+        Self { port: Port { mac: MacAddr::ZERO, interface: 0, flags: 0 }, index: 0, pad: 0 };
+
+    /// The places where the port with this index may be, whichever is vacant first. Indices that are handed out one
+    /// after the other get places apart; a fifth port whose places are all taken is refused.
+    #[inline(always)]
+    pub const fn candidates(index: u32) -> [u32; 4] {
+        const { assert!(MAX_PORTS.is_power_of_two()) };
+        let mask = MAX_PORTS - 1;
+        [index & mask, (index + 1) & mask, (index + 2) & mask, (index + 3) & mask]
+    }
 }
 
 /// What an [`Event`] reports. The numbers are part of the layout.

@@ -6,6 +6,8 @@ pub const XDP_FRAGS: &str = "arpwarden_frags";
 pub const XDP: &str = "arpwarden";
 /// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
 pub const ADDRESSES: &str = "ADDRESSES";
+/// Array: [`crate::abi::Hint::place`] of an address → [`crate::abi::Hint`].
+pub const HINTS: &str = "HINTS";
 /// Mmapable array: slot number → [`crate::abi::Slot`]. Only user space writes it.
 pub const SLOTS: &str = "SLOTS";
 /// Array: slot number → [`crate::abi::Record`]. Only the program writes it.
@@ -14,7 +16,7 @@ pub const RECORDS: &str = "RECORDS";
 pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
 /// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. Only the program writes it.
 pub const CLAIMANTS: &str = "CLAIMANTS";
-/// Hash: ingress interface index (`u32`) → [`crate::abi::Port`].
+/// Array of [`crate::abi::PortPlace`], where the ports are by their index.
 pub const PORTS: &str = "PORTS";
 /// Hash: a MAC of this network namespace, or one that is answered with ([`crate::net::MacAddr`]) → 1 (`u8`).
 pub const OWN_MACS: &str = "OWN_MACS";

@@ -31,7 +31,9 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::Claimant {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for abi::Port {}
+    unsafe impl aya::Pod for abi::PortPlace {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for abi::Hint {}
     // SAFETY: transparent over `u64`, of which every bit pattern is a value (the two highest bytes are
     // ignored by no accessor, so a stray bit makes an address that equals none: harmless).
     unsafe impl aya::Pod for MacAddr {}

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Counts, records and reports a sighting.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn report(ctx: &XdpContext, port: &Port, frame: &Frame, sighting: &Sighting) {
     let (counter, kind, seen, flags) = match sighting {
         Sighting::None => return,

@@ -14,7 +14,7 @@ mod stats;
 
 use arpwarden_common::{
     abi,
-    verdict::{Outcome, verdict},
+    verdict::{Outcome, Sighting, verdict},
     wire::arp::{Parsed, parse},
 };
 use aya_ebpf::{
@@ -56,7 +56,9 @@ fn respond(ctx: &XdpContext) -> u32 {
         Parsed::Arp(frame) => {
             let Some(port) = maps::port(ctx) else { return pass(Outcome::InactivePort) };
             let verdict = verdict(&frame, &port, &maps::Maps);
-            events::report(ctx, &port, &frame, &verdict.sighting);
+            if verdict.sighting != Sighting::None {
+                events::report(ctx, &port, &frame, &verdict.sighting);
+            }
             stats::count(verdict.outcome.counter());
             match verdict.outcome {
                 Outcome::Answered { slot, mac } => {

@@ -2,10 +2,10 @@
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, MAX_ADDRESSES, MAX_CLAIMANTS,
-        MAX_OWN_MACS, MAX_PORTS, Port, RING_BYTES, Record, Slot,
+        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Hint, MAX_ADDRESSES, MAX_CLAIMANTS,
+        MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot,
     },
-    net::MacAddr,
+    net::{Ipv4, MacAddr},
     state::StateWord,
     verdict::{Entry, Tables},
 };
@@ -18,7 +18,9 @@ use aya_ebpf::{
 };
 
 #[map]
-static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+static ADDRESSES: HashMap<PackedKey, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+static HINTS: Array<Hint> = Array::with_max_entries(Hint::PLACES, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
 #[map]
@@ -30,7 +32,7 @@ pub(crate) static ADDRESS_COUNTERS: PerCpuArray<AddressCounters> =
 pub(crate) static CLAIMANTS: LruHashMap<ClaimantKey, Claimant> =
     LruHashMap::with_max_entries(MAX_CLAIMANTS, 0);
 #[map]
-static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(MAX_PORTS, 0);
+static PORTS: Array<PortPlace> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
 static OWN_MACS: HashMap<MacAddr, u8> = HashMap::with_max_entries(MAX_OWN_MACS, 0);
 #[map]
@@ -40,6 +42,34 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// The clock of each CPU as of its current jiffy.
 #[map]
 static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
+
+/// An [`AddressKey`] whose first two fields are one store: the kernel compares keys eight bytes at a time, and a
+/// load that spans several stores has to wait for them.
+#[repr(C, packed(4))]
+struct PackedKey {
+    interface_and_vlan: u64,
+    address: Ipv4,
+}
+const _: () = assert!(size_of::<PackedKey>() == size_of::<AddressKey>());
+
+/// Aligned, or the store would be split again.
+#[repr(C, align(8))]
+struct Aligned(PackedKey);
+
+impl Aligned {
+    #[inline(always)]
+    const fn new(key: &AddressKey) -> Self {
+        let AddressKey { interface, vlan, address } = *key;
+        let vlan = joined(vlan.outer as u64, vlan.inner as u64, 16);
+        Self(PackedKey { interface_and_vlan: joined(interface as u64, vlan, 32), address })
+    }
+}
+
+/// The integer that is `first` and then `second` in memory, of `bits` bits each.
+#[inline(always)]
+const fn joined(first: u64, second: u64, bits: u32) -> u64 {
+    if cfg!(target_endian = "little") { first | second << bits } else { first << bits | second }
+}
 
 /// The boot clock as it was read first in a jiffy.
 #[repr(C)]
@@ -53,9 +83,15 @@ struct Tick {
 pub(crate) fn port(ctx: &XdpContext) -> Option<Port> {
     // SAFETY: the context is the kernel's, valid for the whole run.
     let index = unsafe { (*ctx.ctx).ingress_ifindex };
-    // SAFETY: user space replaces values and never writes into one; a value that is replaced meanwhile is read
-    // as it was or as another port's, which the frame's own fate alone depends on.
-    unsafe { PORTS.get(index) }.copied()
+    PortPlace::candidates(index).into_iter().find_map(|candidate| {
+        let place = PORTS.get_ptr(candidate)?;
+        // SAFETY: `place` is a valid aligned `PortPlace`. User space writes it meanwhile: a port that is just being
+        // set or removed may be read in parts, and then a frame passes or is answered as a moment before.
+        unsafe {
+            let there = (&raw const (*place).index).read_volatile() == index;
+            there.then(|| (&raw const (*place).port).read_volatile())
+        }
+    })
 }
 
 /// The record of the address in `slot`, shared by all CPUs.
@@ -93,21 +129,32 @@ pub(crate) struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
-        let slot = *unsafe { ADDRESSES.get(key) }?;
+        let hint = HINTS.get_ptr(Hint::place(key.address))?;
+        // SAFETY: a valid aligned value, written as a whole.
+        let hint = unsafe { hint.read_volatile() };
+        if hint == Hint::NONE {
+            return None;
+        }
+        let slot = match hint.named() {
+            Some(slot) => slot,
+            // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
+            None => *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?,
+        };
         let place = SLOTS.get_ptr(slot)?;
         // SAFETY: `place` is a valid aligned `Slot`. User space writes it meanwhile, so each field is read once,
-        // the word first and the address last: a slot that is reused is made vacant, gets its new address, then
-        // its lease, then its word, so a word and a lease that belong to another address are found out.
-        let (word, lease_until_ns, address) = unsafe {
+        // the word first and the key last: a slot that is reused is made vacant, gets its new key, then its lease,
+        // then its word, so a word and a lease that belong to another address are found out.
+        let (word, lease_until_ns, interface, vlan, address) = unsafe {
             (
                 (&raw const (*place).word).read_volatile(),
                 (&raw const (*place).lease_until_ns).read_volatile(),
+                (&raw const (*place).interface).read_volatile(),
+                (&raw const (*place).vlan).read_volatile(),
                 (&raw const (*place).address).read_volatile(),
             )
         };
         let word = StateWord::from_bits(word);
-        if address != key.address || word == StateWord::VACANT {
+        if (AddressKey { interface, vlan, address }) != *key || word == StateWord::VACANT {
             return None;
         }
         Some(Entry { slot, word, lease_until_ns })

@@ -7,7 +7,10 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Event, Port, Record, Slot},
+    abi::{
+        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Event, Hint, Port, PortPlace, Record,
+        Slot,
+    },
     golden::{PORT_INDEX, World},
     names,
     net::MacAddr,
@@ -42,7 +45,8 @@ pub struct Loaded {
     records: Array<MapData, Record>,
     address_counters: PerCpuArray<MapData, AddressCounters>,
     claimants: HashMap<MapData, ClaimantKey, Claimant>,
-    ports: HashMap<MapData, u32, Port>,
+    hints: Array<MapData, Hint>,
+    ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
@@ -75,7 +79,8 @@ impl Loaded {
             records: map(names::RECORDS).try_into().expect("an array"),
             address_counters: map(names::ADDRESS_COUNTERS).try_into().expect("a per-CPU array"),
             claimants: map(names::CLAIMANTS).try_into().expect("a hash"),
-            ports: map(names::PORTS).try_into().expect("a hash"),
+            hints: map(names::HINTS).try_into().expect("an array"),
+            ports: map(names::PORTS).try_into().expect("an array"),
             own_macs: map(names::OWN_MACS).try_into().expect("a hash"),
             counters: map(names::COUNTERS).try_into().expect("a per-CPU array"),
             events: map(names::EVENTS).try_into().expect("a ring buffer"),
@@ -100,7 +105,7 @@ impl Loaded {
             self.put(*key, *slot, word.bits(), *lease_until_ns);
         }
         if let Some(port) = world.port {
-            self.ports.insert(PORT_INDEX, port, 0).expect("room for a port");
+            self.put_port(PORT_INDEX, port);
         }
         for mac in &world.own_macs {
             self.own_macs.insert(*mac, 1, 0).expect("room for a MAC");
@@ -109,17 +114,27 @@ impl Loaded {
 
     /// Puts an address into the maps.
     pub fn put(&mut self, key: AddressKey, slot: u32, word: u64, lease_until_ns: u64) {
-        let value = Slot { word, lease_until_ns, address: key.address, group: 0 };
+        let AddressKey { interface, vlan, address } = key;
+        let value = Slot { word, lease_until_ns, interface, vlan, address, group: 0 };
         self.slots.set(slot, value, 0).expect("a slot");
         self.addresses.insert(key, slot, 0).expect("room for an address");
+        let place = Hint::place(address);
+        let taken = self.hints.get(&place, 0).expect("a hint") != Hint::NONE;
+        let hint = if taken { Hint::MANY } else { Hint::slot(slot) };
+        self.hints.set(place, hint, 0).expect("a hint");
+    }
+
+    fn put_port(&mut self, index: u32, port: Port) {
+        let [place, ..] = PortPlace::candidates(index);
+        self.ports.set(place, PortPlace { port, index, pad: 0 }, 0).expect("a place");
     }
 
     fn clear(&mut self) {
         for key in keys(&self.addresses) {
             let slot = self.addresses.get(&key, 0).expect("listed");
             self.addresses.remove(&key).expect("listed");
-            let vacant = Slot { word: 0, lease_until_ns: 0, address: Default::default(), group: 0 };
-            self.slots.set(slot, vacant, 0).expect("a slot");
+            self.slots.set(slot, Slot::VACANT, 0).expect("a slot");
+            self.hints.set(Hint::place(key.address), Hint::NONE, 0).expect("a hint");
             self.records.set(slot, Record::default(), 0).expect("a slot");
             let zero = per_cpu(AddressCounters::default());
             self.address_counters.set(slot, zero, 0).expect("a slot");
@@ -127,8 +142,8 @@ impl Loaded {
         for key in keys(&self.claimants) {
             self.claimants.remove(&key).expect("listed");
         }
-        for key in keys(&self.ports) {
-            self.ports.remove(&key).expect("listed");
+        for place in PortPlace::candidates(PORT_INDEX) {
+            self.ports.set(place, PortPlace::VACANT, 0).expect("a place");
         }
         for key in keys(&self.own_macs) {
             self.own_macs.remove(&key).expect("listed");

@@ -1281,7 +1281,7 @@ impl fmt::Display for Chain<'_> {
 
 #[cfg(test)]
 mod tests {
-    use arpwarden_common::{abi::EventKind, net::Vlan, state::State, wire::arp::Outgoing};
+    use arpwarden_common::{abi::EventKind, net::Ipv4, state::State, wire::arp::Outgoing};
     use aya::{TestRun as _, programs::TestRunOptions};
 
     use super::{super::own_network, *};
