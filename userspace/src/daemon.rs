@@ -29,7 +29,7 @@ use crate::{
     instance::{self, Instance, Lock},
     io::{
         arp_socket::ArpSocket,
-        bpf::{Datapath, EventReader, Mode},
+        bpf::{self, Datapath, EventReader, Mode},
         clock::{self, Timer},
         control::{self, Command, Reply},
         dice::KernelDice,
@@ -175,6 +175,16 @@ struct Daemon {
 /// # Errors
 /// What failed at the start; or, at the end, what is left on the interfaces.
 pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Result<(), Stop> {
+    let missing = bpf::missing_capabilities();
+    if !missing.is_empty() {
+        return Err(Stop::new(
+            Exit::NotPermitted,
+            anyhow!(
+                "not permitted to run: {} missing; run as root, or grant what dist/arpwarden.service grants",
+                missing.join(", ")
+            ),
+        ));
+    }
     // A daemon that answers is there to stay; one that does not may be on its way out.
     let patience = if client::connect(&instance).is_ok() { Duration::ZERO } else { DYING };
     let Some(lock) = wait_for_lock(&instance, patience).await? else {
@@ -211,7 +221,7 @@ pub async fn wait_for_lock(instance: &Instance, patience: Duration) -> Result<Op
     }
 }
 
-/// Takes off the interfaces what a run that did not end in order has left there, and says so.
+/// Takes off the interfaces what a run that did not end in order has left there, and names it.
 ///
 /// # Errors
 /// What could not be taken off.
@@ -219,8 +229,8 @@ pub async fn remove_leftovers(
     netlink: &Netlink,
     journal: &mut instance::Journal,
     left: Vec<instance::Entry>,
-) -> Result<usize, Stop> {
-    let mut removed = 0;
+) -> Result<Vec<String>, Stop> {
+    let mut removed = Vec::new();
     let present = netlink.addresses().await.map_err(|error| Stop { left: true, ..Stop::failed(error) })?;
     for entry in left {
         let is_there = present.iter().any(|local| {
@@ -243,7 +253,7 @@ pub async fn remove_leftovers(
                 interface = entry.interface,
                 "taken off the interface: a run that did not end in order had left it there"
             );
-            removed += 1;
+            removed.push(format!("{}/{} from {}", entry.address, entry.prefix_length, entry.interface));
         }
         journal.remove(&entry)?;
     }

@@ -23,6 +23,7 @@ use crate::{
     exit::Exit,
     io::{
         arp_socket::{ArpListener, ArpSocket},
+        bpf::missing_capabilities,
         clock::{self, Timer},
         dice::KernelDice,
         netlink::Netlink,
@@ -114,6 +115,12 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let port = Port { mac, interface: link.index, flags: Port::ACCEPT };
     let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
     let mut question = Question { key, word: StateWord::VACANT, own_macs };
+    if missing_capabilities().contains(&"CAP_NET_RAW") {
+        return Err(Stop::new(
+            Exit::NotPermitted,
+            anyhow!("not permitted to probe for {address}: CAP_NET_RAW missing; run as root, or grant it"),
+        ));
+    }
     let could_not_listen = || format!("listening for ARP on {name}");
     let mut listener = ArpListener::open(link.index).with_context(could_not_listen)?;
     let socket = ArpSocket::open().context("opening a packet socket")?;

@@ -260,8 +260,17 @@ pub struct AddressStatusCounters {
     pub defences: u64,
 }
 
-/// The parameters of a managed address, as on the command line.
-pub fn describe(spec: &OnlineSpec) -> String {
+/// Where the parameters of a managed address differ from those asked for, as on the command line.
+pub fn difference(present: &OnlineSpec, asked: &OnlineSpec) -> String {
+    let pairs = parameters(present).into_iter().zip(parameters(asked));
+    let differing = pairs.filter(|(have, want)| have != want);
+    differing
+        .map(|(have, want)| format!("it has {have}, asked for was {want}"))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+fn parameters(spec: &OnlineSpec) -> [String; 5] {
     let claim = match spec.claim {
         Claim::Probe => "--claim probe".to_owned(),
         Claim::Immediate { check } => format!("--claim immediate --check {}", check.as_millis()),
@@ -275,6 +284,12 @@ pub fn describe(spec: &OnlineSpec) -> String {
         Defend::Once => "once",
         Defend::Hold => "hold",
     };
-    let adopt = if spec.adopt { " --adopt" } else { "" };
-    format!("/{} {claim} --profile {profile} --defend {defend}{adopt}", spec.prefix_length)
+    let adopt = if spec.adopt { "--adopt" } else { "no --adopt" };
+    [
+        format!("prefix length {}", spec.prefix_length),
+        claim,
+        format!("--profile {profile}"),
+        format!("--defend {defend}"),
+        adopt.to_owned(),
+    ]
 }

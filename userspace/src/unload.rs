@@ -39,10 +39,14 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
     let removed = remove_leftovers(&netlink, &mut journal, left).await?;
     lock.remove()?;
-    Ok(match (had_daemon, removed) {
-        (true, 0) => "released everything; the daemon has ended".to_owned(),
-        (true, n) => format!("the daemon has ended; {n} addresses that it had left were taken off"),
-        (false, n) => format!("no daemon ran; {n} addresses that a crash had left were taken off"),
+    let taken_off = match removed.len() {
+        0 => "nothing was left on an interface".to_owned(),
+        _ => format!("taken off what was left: {}", removed.join(", ")),
+    };
+    Ok(match (had_daemon, removed.is_empty()) {
+        (true, true) => "released everything; the daemon has ended".to_owned(),
+        (true, false) => format!("the daemon has ended; {taken_off}"),
+        (false, _) => format!("no daemon ran; {taken_off}"),
     })
 }
 

@@ -8,7 +8,7 @@ use arpwarden_common::{
     net::{MacAddr, Vlan},
     state::State,
 };
-use arpwarden_engine::{Answer, Input, Reason, RequestId, input::Claimant};
+use arpwarden_engine::{Answer, Input, OnlineSpec, Reason, RequestId, input::Claimant};
 use tracing::{debug, info};
 
 use super::{Client, Daemon, Pending, Stop, find_link};
@@ -57,7 +57,11 @@ impl Daemon {
                         continue;
                     }
                     let spec = how.spec(cidr.prefix_length());
-                    self.submit(&client, key, Verb::Online, |request| Input::Online { request, key, spec });
+                    self.submit(&client, key, Verb::Online(spec), |request| Input::Online {
+                        request,
+                        key,
+                        spec,
+                    });
                 }
             }
             Request::Offline { addresses, interface, watch } => {
@@ -197,11 +201,11 @@ impl Daemon {
             match *self.keys_of(address, index) {
                 [key] => self.submit(client, key, verb, |request| input(request, key)),
                 [] => client.result(address, interface, verb.unknown()),
-                [..] => client.result(
-                    address,
-                    None,
-                    (Exit::Usage, "managed on more than one interface; say which with --iface".to_owned()),
-                ),
+                ref keys => {
+                    let names = keys.iter().map(|key| self.interface_name(key.interface)).collect::<Vec<_>>();
+                    let message = format!("managed on {}; say which with --iface", names.join(" and "));
+                    client.result(address, None, (Exit::Usage, message));
+                }
             }
         }
     }
@@ -288,7 +292,7 @@ fn summary(request: &Request) -> String {
 /// What a command wants of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
-    Online,
+    Online(OnlineSpec),
     Offline { watch: bool },
     Watch,
     Unwatch,
@@ -298,7 +302,7 @@ pub(super) enum Verb {
 impl Verb {
     const fn name(self) -> &'static str {
         match self {
-            Self::Online => "online",
+            Self::Online(_) => "online",
             Self::Offline { .. } => "offline",
             Self::Watch => "watch",
             Self::Unwatch => "unwatch",
@@ -306,11 +310,18 @@ impl Verb {
         }
     }
 
+    fn difference(self, present: &OnlineSpec) -> String {
+        match self {
+            Self::Online(asked) => protocol::difference(present, &asked),
+            Self::Offline { .. } | Self::Watch | Self::Unwatch | Self::Announce => String::new(),
+        }
+    }
+
     /// For an address that is not managed: giving it up is done, announcing it is not.
     fn unknown(self) -> (Exit, String) {
         match self {
             Self::Offline { .. } | Self::Unwatch => (Exit::Done, "not managed; nothing to do".to_owned()),
-            Self::Online | Self::Watch | Self::Announce => (
+            Self::Online(_) | Self::Watch | Self::Announce => (
                 Exit::Failed,
                 format!("not managed, so there is nothing to {}; see 'arpwarden status'", self.name()),
             ),
@@ -324,7 +335,7 @@ impl Verb {
             Answer::Done => (
                 Exit::Done,
                 match self {
-                    Self::Online => format!("online, announced{own}"),
+                    Self::Online(_) => format!("online, announced{own}"),
                     Self::Offline { watch: false } => "offline".to_owned(),
                     Self::Offline { watch: true } => "offline, watched from now on".to_owned(),
                     Self::Watch => "watched".to_owned(),
@@ -339,7 +350,7 @@ impl Verb {
                 Exit::Failed,
                 format!(
                     "managed with other parameters: {}; take it offline first to change them",
-                    protocol::describe(present)
+                    self.difference(present)
                 ),
             ),
             Answer::WrongState(state) => (

@@ -117,6 +117,17 @@ impl Daemon {
                         self.drop_carrier(index);
                     }
                 }
+                // What was on it is nowhere now: nothing is left to be answered or announced.
+                let keys: Vec<AddressKey> = self
+                    .engine
+                    .addresses()
+                    .map(|(key, _)| *key)
+                    .filter(|key| key.interface == index)
+                    .collect();
+                for key in keys {
+                    let request = self.new_request();
+                    self.tell(Input::Offline { request, key, watch: false });
+                }
                 let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
                 for address in gone {
                     self.set_local(address, index, None);

@@ -688,14 +688,17 @@ fn raise_memlock() -> Memory {
     if raised == 0 { Memory::Free } else { Memory::Limited }
 }
 
-/// The capabilities that loading and attaching need (capabilities(7)), with their numbers: CAP_BPF for programs
-/// and maps, CAP_NET_ADMIN for XDP, CAP_PERFMON for what the verifier otherwise forbids around pointers.
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38)];
-/// Includes CAP_BPF and CAP_PERFMON.
+/// The capabilities that the daemon needs (capabilities(7)), with their numbers: CAP_BPF for programs and maps,
+/// CAP_NET_ADMIN for XDP and addresses, CAP_NET_RAW for packet sockets, CAP_PERFMON for what the verifier otherwise
+/// forbids around pointers.
+const CAPABILITIES: [(&str, u32); 4] =
+    [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_PERFMON", 38)];
 const CAP_SYS_ADMIN: u32 = 21;
+/// What CAP_SYS_ADMIN stands for as well.
+const SYS_ADMIN_INCLUDES: [&str; 2] = ["CAP_BPF", "CAP_PERFMON"];
 
 /// Those of [`CAPABILITIES`] that this process lacks; none if it can't be told.
-fn missing_capabilities() -> Vec<&'static str> {
+pub fn missing_capabilities() -> Vec<&'static str> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
@@ -708,7 +711,7 @@ fn missing_from(effective: u64) -> Vec<&'static str> {
     let has = |number: u32| effective & 1 << number != 0;
     CAPABILITIES
         .iter()
-        .filter(|(name, number)| !has(*number) && (*name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
+        .filter(|(name, number)| !has(*number) && !(SYS_ADMIN_INCLUDES.contains(name) && has(CAP_SYS_ADMIN)))
         .map(|(name, _)| *name)
         .collect()
 }
@@ -1289,14 +1292,15 @@ mod tests {
     #[test]
     fn each_missing_capability_is_named() {
         let bit = |number: u32| 1_u64 << number;
-        let all = bit(39) | bit(12) | bit(38);
+        let all = bit(39) | bit(12) | bit(13) | bit(38);
         assert_eq!(missing_from(all), [""; 0]);
-        assert_eq!(missing_from(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
+        assert_eq!(missing_from(0), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_PERFMON"]);
         assert_eq!(missing_from(all & !bit(39)), ["CAP_BPF"]);
         assert_eq!(missing_from(all & !bit(12)), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_from(all & !bit(13)), ["CAP_NET_RAW"]);
         assert_eq!(missing_from(all & !bit(38)), ["CAP_PERFMON"]);
         // Before Linux 5.8 there was nothing finer, and it still counts.
-        assert_eq!(missing_from(bit(CAP_SYS_ADMIN)), ["CAP_NET_ADMIN"]);
+        assert_eq!(missing_from(bit(CAP_SYS_ADMIN)), ["CAP_NET_ADMIN", "CAP_NET_RAW"]);
     }
 
     #[test]
