@@ -1,7 +1,7 @@
 //! What an instance has on disk: its directory, its lock, and the journal of what it put on interfaces.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     net::Ipv4Addr,
@@ -128,7 +128,7 @@ impl Lock {
 }
 
 /// An address that this instance has put on an interface.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Index of the interface.
@@ -281,18 +281,16 @@ fn leftovers(text: &str, here: &Header, exists: impl Fn(u64) -> bool) -> Result<
         }
         return Ok(Vec::new());
     }
-    let mut left = BTreeSet::new();
+    // The name is for people: an interface may be renamed while the address is on it.
+    let place = |entry: &Entry| (entry.index, entry.address, entry.prefix_length);
+    let mut left = BTreeMap::new();
     for line in lines {
         match serde_json::from_str(line).with_context(|| format!("in line '{line}'"))? {
-            Line::Add(entry) => {
-                left.insert(entry);
-            }
-            Line::Remove(entry) => {
-                left.remove(&entry);
-            }
-        }
+            Line::Add(entry) => left.insert(place(&entry), entry),
+            Line::Remove(entry) => left.remove(&place(&entry)),
+        };
     }
-    Ok(left.into_iter().collect())
+    Ok(left.into_values().collect())
 }
 
 /// Whether a network namespace has a process or a name (`ip netns`); what is kept by a descriptor alone is not found.
@@ -332,6 +330,13 @@ mod tests {
     fn what_was_added_and_not_removed_is_left() {
         let text = text(&here(), &[Line::Add(entry(1)), Line::Add(entry(2)), Line::Remove(entry(1))]);
         assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), [entry(2)]);
+    }
+
+    #[test]
+    fn a_renamed_interface_does_not_hide_that_an_address_is_gone() {
+        let renamed = Entry { interface: "uplink".to_owned(), ..entry(1) };
+        let text = text(&here(), &[Line::Add(entry(1)), Line::Remove(renamed)]);
+        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), []);
     }
 
     #[test]

@@ -110,13 +110,6 @@ impl Daemon {
         match change {
             Change::Link(link) => self.take_link(link)?,
             Change::LinkGone(index) => {
-                if let Some(link) = self.links.remove(&index) {
-                    info!(interface = link.name, "the interface has gone");
-                    if self.carriers.contains_key(&index) {
-                        self.journal.link("program_missing", &link.name, None);
-                        self.drop_carrier(index);
-                    }
-                }
                 // What was on it is nowhere now: nothing is left to be answered or announced.
                 let keys: Vec<AddressKey> = self
                     .engine
@@ -127,6 +120,15 @@ impl Daemon {
                 for key in keys {
                     let request = self.new_request();
                     self.tell(Input::Offline { request, key, watch: false });
+                }
+                self.perform();
+                if self.carriers.contains_key(&index) {
+                    let name = self.interface_name(index);
+                    self.journal.link("program_missing", &name, None);
+                    self.drop_carrier(index);
+                }
+                if let Some(link) = self.links.remove(&index) {
+                    info!(interface = link.name, "the interface has gone");
                 }
                 let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
                 for address in gone {
