@@ -87,83 +87,58 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
         (&raw mut (*record).windows).write(windows);
         admission
     };
-    match admission {
-        Admission::Report { repeat: true } => {
-            let Some(claimant) = claimant else { return };
-            tell_of(ctx, claimant, facts, facts.flags | Event::REPEAT);
-        }
-        Admission::Report { repeat: false } => match claimant {
-            Some(claimant) => {
-                // SAFETY: a valid aligned map value; of two CPUs that write both write the same.
-                unsafe { (&raw mut (*claimant).minute).write_volatile(report::minute(facts.now_ns)) };
-                tell_of(ctx, claimant, facts, facts.flags);
-            }
-            None => introduce(ctx, &key, facts),
-        },
-        Admission::Fold => {
-            if let Some(claimant) = claimant {
-                // SAFETY: a valid aligned map value.
-                unsafe { stats::add_one(&raw mut (*claimant).frames) };
-            }
-        }
+    // Where the frame counts, and the event that is due.
+    let (total, told, event) = match admission {
         Admission::Flood { due } => {
-            // SAFETY: `record` is a valid aligned map value.
-            unsafe { stats::add_one(&raw mut (*record).flooded) };
-            if due {
-                // SAFETY: as above.
-                let (total, told) = unsafe { (&raw const (*record).flooded, &raw mut (*record).flood_told) };
-                send(total, told, facts, EventKind::Flood, facts.flags);
-            }
+            // SAFETY: fields of a valid aligned map value.
+            let (total, told) = unsafe { (&raw mut (*record).flooded, &raw mut (*record).flood_told) };
+            (total, told, due.then_some((EventKind::Flood, facts.flags)))
         }
-    }
-}
-
-/// Reports a host that is not remembered, and remembers it. Where two CPUs see its first frames at the same
-/// moment the map lets one of them in; the other's frame is folded.
-#[inline(always)]
-fn introduce(ctx: &XdpContext, key: &ClaimantKey, facts: &Facts<'_>) {
-    let entry = EVENTS.reserve::<Event>(0);
-    let told = u64::from(entry.is_some());
-    let claimant = Claimant { frames: 1, told, minute: report::minute(facts.now_ns), pad: 0 };
-    let first = CLAIMANTS.insert(key, claimant, u64::from(BPF_NOEXIST)).is_ok();
-    if !first {
-        if let Some(claimant) = CLAIMANTS.get_ptr_mut(key) {
-            // SAFETY: a valid aligned map value.
-            unsafe { stats::add_one(&raw mut (*claimant).frames) };
-            if let Some(entry) = entry {
-                entry.discard(0);
-            }
-            return;
+        Admission::Fold | Admission::Report { .. } => {
+            let (claimant, event) = match (claimant, admission) {
+                (Some(claimant), Admission::Report { repeat: true }) => {
+                    (claimant, Some((facts.kind, facts.flags | Event::REPEAT)))
+                }
+                (Some(claimant), Admission::Report { repeat: false }) => {
+                    // SAFETY: a valid aligned map value; CPUs that race write the same.
+                    unsafe { (&raw mut (*claimant).minute).write_volatile(report::minute(facts.now_ns)) };
+                    (claimant, Some((facts.kind, facts.flags)))
+                }
+                (None, Admission::Report { .. }) => {
+                    let first = remember(&key, facts.now_ns);
+                    let Some(claimant) = CLAIMANTS.get_ptr_mut(key) else {
+                        return stats::count(Counter::EventsLost);
+                    };
+                    (claimant, first.then_some((facts.kind, facts.flags)))
+                }
+                (Some(claimant), Admission::Fold | Admission::Flood { .. }) => (claimant, None),
+                (None, Admission::Fold | Admission::Flood { .. }) => return,
+            };
+            // SAFETY: fields of a valid aligned map value.
+            let (total, told) = unsafe { (&raw mut (*claimant).frames, &raw mut (*claimant).told) };
+            (total, told, event)
         }
-        // No room at all: better told twice than never.
-    }
-    let Some(mut entry) = entry else { return stats::count(Counter::EventsLost) };
-    entry.write(event(facts, facts.kind, facts.flags, 1));
-    entry.submit(0);
-    log(ctx, facts);
-}
-
-/// Reports a host that is remembered, with its frames since the last time.
-#[inline(always)]
-fn tell_of(ctx: &XdpContext, claimant: *mut Claimant, facts: &Facts<'_>, flags: u8) {
-    // SAFETY: a valid aligned map value.
-    let (total, told) = unsafe {
-        stats::add_one(&raw mut (*claimant).frames);
-        (&raw const (*claimant).frames, &raw mut (*claimant).told)
     };
-    if send(total, told, facts, facts.kind, flags) {
-        log(ctx, facts);
+    // SAFETY: a counter in a valid aligned map value.
+    unsafe { stats::add_one(total) };
+    if let Some((kind, flags)) = event {
+        send(ctx, total, told, facts, kind, flags);
     }
+}
+
+/// Remembers a host that is reported for the first time. Where two CPUs see its first frames at the same moment
+/// the map lets one of them in, and that one reports; false for the other.
+#[inline(always)]
+fn remember(key: &ClaimantKey, now_ns: u64) -> bool {
+    let claimant = Claimant { frames: 0, told: 0, minute: report::minute(now_ns), pad: 0 };
+    CLAIMANTS.insert(key, claimant, u64::from(BPF_NOEXIST)).is_ok()
 }
 
 /// Sends an event that stands for the frames between `told` and `total`. If the ring is full they stay untold:
 /// the next event tells.
 #[inline(always)]
-fn send(total: *const u64, told: *mut u64, facts: &Facts<'_>, kind: EventKind, flags: u8) -> bool {
-    let Some(mut entry) = EVENTS.reserve::<Event>(0) else {
-        stats::count(Counter::EventsLost);
-        return false;
-    };
+fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, kind: EventKind, flags: u8) {
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return stats::count(Counter::EventsLost) };
     // SAFETY: both point into valid aligned map values. Each is read and written once; CPUs that race may tell
     // the same frames twice, the totals stay right.
     let count = unsafe {
@@ -172,15 +147,8 @@ fn send(total: *const u64, told: *mut u64, facts: &Facts<'_>, kind: EventKind, f
         told.write_volatile(total);
         count
     };
-    entry.write(event(facts, kind, flags, count));
-    entry.submit(0);
-    true
-}
-
-#[inline(always)]
-fn event(facts: &Facts<'_>, kind: EventKind, flags: u8, count: u64) -> Event {
     let Facts { port, frame, seen, .. } = facts;
-    Event {
+    entry.write(Event {
         kernel_time_ns: maps::boot_ns(),
         count,
         slot: seen.entry.slot,
@@ -197,24 +165,20 @@ fn event(facts: &Facts<'_>, kind: EventKind, flags: u8, count: u64) -> Event {
         generation: seen.entry.word.generation(),
         state: seen.entry.word.state_number(),
         pad: [0; 6],
-    }
-}
-
-/// The event in words; bounded as the events are.
-#[inline(always)]
-fn log(ctx: &XdpContext, facts: &Facts<'_>) {
-    let Facts { frame, seen, kind, .. } = facts;
-    let word = match kind {
+    });
+    entry.submit(0);
+    // As often as events, so as bounded as they are. Words of one length spare the verifier a loop.
+    let what = match kind {
         EventKind::Claim => "claim",
         EventKind::Probe => "probe",
-        EventKind::Echo => "echo",
         EventKind::Flood => "flood",
+        EventKind::Echo => return,
     };
     info!(
         ctx,
         target: "arpwarden",
         "{} address={:i} claimant={:mac} ethernet_source={:mac}",
-        word,
+        what,
         seen.address.octets(),
         frame.sender_mac.octets(),
         frame.source.octets()

@@ -1,6 +1,6 @@
 //! Counters: per CPU where each frame counts, atomic where a total must be exact across CPUs.
 
-use arpwarden_common::abi::{AddressCounters, Counter};
+use arpwarden_common::abi::Counter;
 
 use crate::maps::{ADDRESS_COUNTERS, COUNTERS};
 
@@ -27,7 +27,6 @@ pub(crate) fn answered(slot: u32) {
 #[inline(always)]
 pub(crate) fn shielded(slot: u32) {
     if let Some(place) = ADDRESS_COUNTERS.get_ptr_mut(slot) {
-        let place: *mut AddressCounters = place;
         // SAFETY: as in `count`.
         unsafe { (*place).shielded += 1 }
     }

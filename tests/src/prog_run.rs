@@ -1,6 +1,7 @@
 //! The real program, run on single frames by `BPF_PROG_TEST_RUN`, with its maps at hand. Needs root.
 
 use std::{
+    cmp::Ordering,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr,
@@ -33,6 +34,8 @@ pub mod xdp_action {
     pub const TX: u32 = 3;
 }
 
+/// The map with the program's messages, as aya-log names it.
+const AYA_LOGS: &str = "AYA_LOGS";
 /// The longest frame that is run here, in bytes.
 const MAX_FRAME: usize = 2_048;
 
@@ -50,6 +53,7 @@ pub struct Loaded {
     own_macs: HashMap<MapData, MacAddr, u8>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
+    messages: RingBuf<MapData>,
 }
 
 /// How a frame came out.
@@ -84,6 +88,7 @@ impl Loaded {
             own_macs: map(names::OWN_MACS).try_into().expect("a hash"),
             counters: map(names::COUNTERS).try_into().expect("a per-CPU array"),
             events: map(names::EVENTS).try_into().expect("a ring buffer"),
+            messages: map(AYA_LOGS).try_into().expect("a ring buffer"),
             ebpf,
         }
     }
@@ -115,8 +120,7 @@ impl Loaded {
     /// Puts an address into the maps.
     pub fn put(&mut self, key: AddressKey, slot: u32, word: u64, lease_until_ns: u64) {
         let AddressKey { interface, vlan, address } = key;
-        let value = Slot { word, lease_until_ns, interface, vlan, address, group: 0 };
-        self.slots.set(slot, value, 0).expect("a slot");
+        self.set_slot(slot, Slot { word, lease_until_ns, interface, vlan, address, group: 0 });
         self.addresses.insert(key, slot, 0).expect("room for an address");
         let place = Hint::place(address);
         let taken = self.hints.get(&place, 0).expect("a hint") != Hint::NONE;
@@ -124,16 +128,43 @@ impl Loaded {
         self.hints.set(place, hint, 0).expect("a hint");
     }
 
-    fn put_port(&mut self, index: u32, port: Port) {
-        let [place, ..] = PortPlace::candidates(index);
-        self.ports.set(place, PortPlace { port, index, pad: 0 }, 0).expect("a place");
+    /// Writes a slot, whatever leads to it.
+    pub fn set_slot(&mut self, slot: u32, value: Slot) {
+        self.slots.set(slot, value, 0).expect("a slot");
+    }
+
+    /// Names a port, wherever the frames come in.
+    pub fn put_port(&mut self, index: u32, port: Port) {
+        self.put_port_at(index, port, 0);
+    }
+
+    /// Names a port in the `nth` (0–3) of its places, and strangers in those before.
+    pub fn put_port_at(&mut self, index: u32, port: Port, nth: usize) {
+        let stranger = PortPlace { index: u32::MAX, ..PortPlace::VACANT };
+        for (n, place) in PortPlace::candidates(index).into_iter().enumerate() {
+            let value = match n.cmp(&nth) {
+                Ordering::Less => stranger,
+                Ordering::Equal => PortPlace { port, index, pad: 0 },
+                Ordering::Greater => PortPlace::VACANT,
+            };
+            self.ports.set(place, value, 0).expect("a place");
+        }
+    }
+
+    /// Takes the messages out of their ring, as bytes.
+    pub fn messages(&mut self) -> Vec<Vec<u8>> {
+        let mut messages = Vec::new();
+        while let Some(item) = self.messages.next() {
+            messages.push(item.to_vec());
+        }
+        messages
     }
 
     fn clear(&mut self) {
         for key in keys(&self.addresses) {
             let slot = self.addresses.get(&key, 0).expect("listed");
             self.addresses.remove(&key).expect("listed");
-            self.slots.set(slot, Slot::VACANT, 0).expect("a slot");
+            self.set_slot(slot, Slot::VACANT);
             self.hints.set(Hint::place(key.address), Hint::NONE, 0).expect("a hint");
             self.records.set(slot, Record::default(), 0).expect("a slot");
             let zero = per_cpu(AddressCounters::default());

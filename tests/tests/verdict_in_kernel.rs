@@ -3,12 +3,12 @@
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::{Counter, Event, EventKind, Record},
+    abi::{AddressKey, Counter, Event, EventKind, Record, Slot},
     golden::{self, Action, Kind, Row, SLOT, Sees, Tags},
     names,
-    net::MacAddr,
+    net::{Ipv4, MacAddr, Vlan},
     report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
-    state::State,
+    state::{State, StateWord},
 };
 use arpwarden_tests::prog_run::{Loaded, xdp_action};
 
@@ -176,8 +176,8 @@ fn what_a_full_ring_cannot_take_is_counted_and_told_later() {
     let (key, entry) = row.world.addresses[0];
     let addresses: u8 = 70;
     for n in 0..addresses {
-        let address = arpwarden_common::net::Ipv4::new([198, 51, 100, n]);
-        let key = arpwarden_common::abi::AddressKey { address, ..key };
+        let address = Ipv4::new([198, 51, 100, n]);
+        let key = AddressKey { address, ..key };
         loaded.put(key, 100 + u32::from(n), entry.word.bits(), 0);
     }
     let mut claims = 0;
@@ -243,4 +243,91 @@ fn two_cpus_that_see_the_same_claims_report_each_claimant_once_and_count_every_f
     assert_eq!(firsts.len(), all, "a claimant was introduced twice in a minute");
     let frames: u64 = loaded.claimants().iter().map(|(_, claimant)| claimant.frames).sum();
     assert_eq!(frames, claims);
+}
+
+#[test]
+fn addresses_that_share_their_last_bytes_are_told_apart() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::Request);
+    loaded.enter(&row.world);
+    let (key, entry) = row.world.addresses[0];
+    let [.., c, d] = golden::ADDRESS;
+    let others = [[10, 0, c, d], [10, 1, c, d]];
+    for (slot, address) in (100..).zip(others) {
+        loaded.put(AddressKey { address: Ipv4::new(address), ..key }, slot, entry.word.bits(), 0);
+    }
+    let asked_for = |address: [u8; 4]| {
+        let mut frame = row.frame.clone();
+        frame[38..42].copy_from_slice(&address);
+        frame
+    };
+    for (slot, address) in [(SLOT, golden::ADDRESS), (100, others[0]), (101, others[1])] {
+        assert_eq!(loaded.run(&asked_for(address)).action, xdp_action::TX);
+        assert_eq!(loaded.address_counters(slot).answered, 1, "{address:?}");
+    }
+    assert_eq!(loaded.run(&asked_for([10, 2, c, d])).action, xdp_action::PASS);
+    assert_eq!(loaded.counter(Counter::Unmanaged), 1);
+}
+
+#[test]
+fn a_slot_that_is_vacant_or_another_addresss_answers_nothing() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::Request);
+    loaded.enter(&row.world);
+    let (AddressKey { interface, vlan, address }, entry) = row.world.addresses[0];
+    let good = Slot { word: entry.word.bits(), lease_until_ns: 0, interface, vlan, address, group: 0 };
+    let others = [
+        Slot { word: StateWord::VACANT.bits(), ..good },
+        Slot { interface: interface + 1, ..good },
+        Slot { vlan: Vlan { outer: 7, ..vlan }, ..good },
+        Slot { vlan: Vlan { inner: 7, ..vlan }, ..good },
+        Slot { address: Ipv4::new(golden::SECOND), ..good },
+    ];
+    for (unmanaged, other) in (1..).zip(others) {
+        loaded.set_slot(SLOT, other);
+        assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS, "{other:?}");
+        assert_eq!(loaded.counter(Counter::Unmanaged), unmanaged, "{other:?}");
+    }
+    loaded.set_slot(SLOT, good);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::TX);
+}
+
+#[test]
+fn a_port_is_found_in_each_of_its_places() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::Request);
+    loaded.enter(&row.world);
+    for nth in 0..4 {
+        loaded.put_port_at(golden::PORT_INDEX, row.world.port.expect("the row has a port"), nth);
+        assert_eq!(loaded.run(&row.frame).action, xdp_action::TX, "place {nth}");
+    }
+}
+
+#[test]
+fn messages_come_at_their_level_and_none_without() {
+    let (claim, request) = (row(Kind::ClaimByRequestForm), row(Kind::Request));
+    let shielded = row_in(Kind::Request, State::Yielding);
+    // Off, error, warn, info, debug, trace; the claim is told at info, the drop at debug, the answer at trace.
+    for (level, expected) in (0..).zip([&[][..], &[], &[], &["claim "], &["claim ", "shielded "]]) {
+        assert_eq!(said(level, &claim, &request, &shielded), expected, "at level {level}");
+    }
+    assert_eq!(said(5, &claim, &request, &shielded), ["claim ", "answered ", "shielded "]);
+}
+
+/// What the program loaded with messages up to `level` says of three frames: the beginning of each message.
+fn said(level: u8, claim: &Row, request: &Row, shielded: &Row) -> Vec<&'static str> {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, level);
+    for row in [claim, request, shielded] {
+        loaded.enter(&row.world);
+        loaded.run(&row.frame);
+    }
+    let messages = loaded.messages();
+    let word = |message: &Vec<u8>| {
+        let has = |word: &str| message.windows(word.len()).any(|part| part == word.as_bytes());
+        assert!(has("arpwarden"), "the target");
+        // The word of a claim is a field of its own, with the lead of " address=" behind it.
+        let word = [("claim", "claim "), ("answered ", "answered "), ("shielded ", "shielded ")];
+        word.into_iter().find_map(|(part, word)| has(part).then_some(word)).expect("one of the three")
+    };
+    messages.iter().map(word).collect()
 }
