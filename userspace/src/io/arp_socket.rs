@@ -13,7 +13,7 @@ use arpwarden_common::wire::{
 };
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 /// Bytes asked for frames that wait in the sending socket. The pace of an interface allows bursts of 500 frames;
 /// the kernel charges 768 bytes for a frame this small (`SKB_TRUESIZE`) and doubles what is asked for, so two
@@ -90,7 +90,7 @@ impl ArpListener {
     /// ENETDOWN once when the interface goes down.
     pub async fn recv(&mut self) -> io::Result<Frame> {
         loop {
-            let mut ready = self.fd.readable().await?;
+            let mut ready = self.fd.ready(Interest::READABLE | Interest::ERROR).await?;
             match ready.try_io(|fd| receive(fd.get_ref())) {
                 Ok(Ok(Some(frame))) => return Ok(frame),
                 Ok(Err(error)) if error.kind() != io::ErrorKind::Interrupted => return Err(error),

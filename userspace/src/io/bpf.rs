@@ -315,7 +315,11 @@ impl Datapath {
             }
             Err(source) => {
                 self.slots.store(slot, StateWord::VACANT);
-                self.free.push_front(slot);
+                let unhinted = self.hint(&key, |slots| slots.retain(|there| *there != slot));
+                // A slot that something still leads to is not free.
+                if removed(self.addresses.remove(&key)).is_ok() && unhinted.is_ok() {
+                    self.free.push_front(slot);
+                }
                 Err(InstallError::Table { key, source })
             }
         }

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Has the runtime tell when `owner`'s descriptor is readable.
+/// Has the runtime tell when `owner`'s descriptor is readable or in error.
 ///
 /// # Errors
 /// The kernel's: no descriptor or memory is left.
@@ -26,7 +26,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 fn watch<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: all callers are in this module's files; each passes a type that owns one open descriptor, gives
     // the same one every time and closes it on drop only, and none swaps it behind the `AsyncFd`.
-    Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE | Interest::ERROR) }?)
 }
 
 #[cfg(test)]
@@ -36,7 +36,10 @@ mod own_network {
     use std::{
         io::{self, Write as _},
         process::Command,
+        time::Duration,
     };
+
+    use super::{clock, netlink};
 
     /// Moves this thread, which the test has to itself, into a new network namespace with these links. `false`
     /// without the privilege, said on standard error.
@@ -50,7 +53,21 @@ mod own_network {
         for arguments in links {
             ip(arguments);
         }
+        if links == PAIR {
+            // Until then the kernel drops what is sent, and says that it was sent.
+            wait_for_carrier("a");
+            wait_for_carrier("b");
+        }
         true
+    }
+
+    fn wait_for_carrier(name: &str) {
+        let index = nix::net::if_::if_nametoindex(name).unwrap();
+        let give_up = clock::now().after(Duration::from_secs(5));
+        while !netlink::link_now(index).unwrap().unwrap().running {
+            assert!(clock::now() < give_up, "{name} has no carrier");
+            std::thread::yield_now();
+        }
     }
 
     /// Runs ip(8) in the namespace of this thread.
