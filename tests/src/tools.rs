@@ -5,6 +5,7 @@ use std::{
     net::Ipv4Addr,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
+    sync::mpsc::{RecvTimeoutError, channel},
     time::Duration,
 };
 
@@ -28,15 +29,32 @@ pub fn run_with_input(mut command: Command, input: &str) -> String {
     checked(&command, output)
 }
 
+/// How long a command may take that ends by itself. The longest waits of the tests are some twenty seconds.
+const ENDLESS: Duration = Duration::from_secs(90);
+
 pub(crate) fn output_with_input(command: &mut Command, input: &[u8]) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut standard_input = child.stdin.take().expect("a pipe");
+    let process = child.id();
+    let (ended, still_runs) = channel::<()>();
     std::thread::scope(|scope| {
         // On a thread, because the child may fill its output before it has read everything. A child that
         // does not want to read is its own business.
         scope.spawn(move || drop(standard_input.write_all(input)));
-        child.wait_with_output().unwrap_or_else(|error| panic!("{error}"))
+        let watch = scope.spawn(move || {
+            let hangs = still_runs.recv_timeout(ENDLESS) == Err(RecvTimeoutError::Timeout);
+            if hangs {
+                signal(process, libc::SIGKILL);
+            }
+            hangs
+        });
+        let output = child.wait_with_output().unwrap_or_else(|error| panic!("{error}"));
+        drop(ended);
+        let hung = watch.join().expect("a thread that does not panic");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!hung, "{command:?} did not end in {ENDLESS:?}; it said: {said}");
+        output
     })
 }
 
@@ -78,8 +96,8 @@ pub fn snapshot(ns: &Netns) -> String {
         command.args(arguments);
         run(command)
     };
-    let everything = ["-details", "address", "show"];
-    [show(&everything), show(&["route", "show", "table", "all"]), show(&["rule", "show"])].concat()
+    // Without details: those of a bridge have running timers.
+    [show(&["address", "show"]), show(&["route", "show", "table", "all"]), show(&["rule", "show"])].concat()
 }
 
 /// Whether an address is on `eth0`.

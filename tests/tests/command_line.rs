@@ -272,7 +272,7 @@ fn service_managers_hear_when_it_is_ready_and_when_it_stops() {
     let mut daemon = node.command(&["run"]);
     daemon.args(NATIVE).env("NOTIFY_SOCKET", &path);
     let mut child = daemon.spawn().expect("the daemon starts");
-    let mut hear = |wanted: &str| {
+    let hear = |wanted: &str| {
         let mut buffer = [0; 4096];
         loop {
             let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}"));

@@ -1,6 +1,6 @@
 //! One address goes from host to host, in order and out of order.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
 use arpwarden_common::{net::MacAddr, state::State, wire::arp::REPLY};
 use arpwarden_tests::{
@@ -9,7 +9,6 @@ use arpwarden_tests::{
     netns::{Net, ip, stranger},
     node::Node,
     tools::{Ping, arping, has_address, learn, neighbour, wait_for_neighbour},
-    wait_for,
     wire::{Captured, announcement, bytes, request},
 };
 
@@ -46,7 +45,7 @@ fn a_frozen_owner_is_silent(net: &Net, arguments: &[&str]) {
     std::thread::sleep(ms(500));
     let pinged = ping.stop();
     assert!(pinged.lost <= 3, "{pinged:?}");
-    assert!(pinged.sent > 40, "{pinged:?}");
+    assert!(pinged.sent >= 20, "{pinged:?}");
 
     let seen = b.settled(&taps[1]);
     assert!(!seen.is_empty());
@@ -107,72 +106,23 @@ fn offline_with_watch_goes_on_telling_who_has_it() {
 }
 
 #[test]
-fn a_short_cut_of_the_cable_suspends_and_announces_again_at_once() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let address = node.online_with(100, &["--profile", "rfc5227"]);
-    node.wait_for_state(address, "online", Duration::from_secs(10));
-    let events = node.events();
-    net.plug(0, false);
-    events.wait_for("the link", ms(2_000), |event| event["event"] == "link_down");
-    events.wait_for_state(address, "suspended", ms(2_000));
-    assert_eq!(node.address(address).expect("listed")["may_answer"], false);
-    let tap = net.tap(0);
-    net.plug(0, true);
-    events.wait_for("the link", ms(2_000), |event| event["event"] == "link_up");
-    let first = tap.wait_for("an announcement", ms(2_000), |frame| {
-        !frame.outgoing && frame.says(address, node.host.mac)
-    });
-    assert!(first.is_arp(|arp| arp.sender_ip == arp.target_ip));
-    // The port forwards only some 30–75 ms after link up: the first may be lost, so it is told again.
-    net.wait_until_all_hear_each_other();
-    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
-    wait_for("the address to answer again", ms(2_000), || {
-        (node.address(address)?["may_answer"] == true).then_some(())
-    });
-}
-
-#[test]
-fn after_a_long_cut_the_address_is_probed_for_and_comes_back() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let address = node.online(100);
-    net.plug(0, false);
-    node.wait_for_state(address, "suspended", ms(3_000));
-    // Longer than the half second after which somebody else may have taken over.
-    std::thread::sleep(ms(700));
-    let tap = net.tap(0);
-    net.plug(0, true);
-    tap.wait_for("a probe", ms(3_000), |frame| {
-        !frame.outgoing
-            && frame.is_arp(|arp| arp.target_ip == address.into() && arp.sender_ip.is_unspecified())
-    });
-    wait_for("the address to answer again", ms(5_000), || {
-        (node.address(address)?["may_answer"] == true).then_some(())
-    });
-    net.wait_until_all_hear_each_other();
-    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
-}
-
-#[test]
-fn who_comes_back_after_a_cut_and_finds_a_successor_has_lost_it() {
+fn after_the_owners_cable_is_cut_the_next_one_takes_over_and_traffic_goes_on() {
     let net = Net::new(3);
     let (a, b) = (Node::start(net.host(0)), Node::start(net.host(1)));
     let client = net.host(2);
     let address = a.online(100);
+    learn(&client.ns, address, a.host.mac);
+    let events = a.events();
     net.plug(0, false);
-    a.wait_for_state(address, "suspended", ms(3_000));
+    events.wait_for("the link", ms(2_000), |event| event["event"] == "link_down");
     b.online_with(100, &["--claim", "immediate"]);
-    learn(&client.ns, address, b.host.mac);
-    std::thread::sleep(ms(700));
-    let tap = net.tap(0);
-    net.plug(0, true);
-    a.wait_for_state(address, "lost", ms(5_000));
-    assert!(!has_address(&a.host.ns, address));
-    let seen = a.settled(&tap);
-    assert!(!seen.iter().any(|frame| !frame.outgoing && frame.says(address, a.host.mac)), "{seen:#?}");
-    assert_eq!(neighbour(&client.ns, address), Some(b.host.mac));
-    assert_eq!(b.address(address).expect("listed")["may_answer"], true);
+    wait_for_neighbour(&client.ns, address, b.host.mac, ms(1_000));
+    let pinged = {
+        let ping = Ping::start(client, address);
+        std::thread::sleep(ms(300));
+        ping.stop()
+    };
+    assert_eq!(pinged.lost, 0, "{pinged:?}");
 }
 
 #[test]

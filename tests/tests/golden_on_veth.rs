@@ -1,11 +1,8 @@
 //! The golden frames on a real wire: what the host verdict says and what BPF_PROG_TEST_RUN gives is what comes
 //! out of a veth, byte for byte.
 
-use std::os::fd::AsFd;
-
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::Port,
     golden::{Action, PORT_INDEX, Row, rows},
     names,
 };
@@ -16,18 +13,6 @@ use arpwarden_tests::{
     prog_run::Loaded,
     wire::{Captured, marker},
 };
-use aya::maps::{HashMap, Map, MapData, MapInfo};
-
-/// The program's table of ports, in which the frames' real ingress index has to be.
-fn ports(loaded: &Loaded) -> HashMap<MapData, u32, Port> {
-    let info = loaded.xdp().info().expect("information on the program");
-    let ids = info.map_ids().expect("the program's maps").expect("Linux lists them");
-    let id = ids
-        .into_iter()
-        .find(|id| MapInfo::from_id(*id).expect("a map").name_as_str() == Some(names::PORTS))
-        .expect("the table of ports");
-    Map::HashMap(MapData::from_id(id).expect("the table of ports")).try_into().expect("a hash")
-}
 
 fn every_row_over_a_cable(native: bool) {
     let net = Net::cable();
@@ -38,8 +23,7 @@ fn every_row_over_a_cable(native: bool) {
     let index = host.ns.index_of("eth0").expect("there");
     assert_ne!(index, PORT_INDEX);
     let mut loaded = Loaded::load(OBJECT, names::XDP_FRAGS, 0);
-    let _link = attach_xdp(&host.ns, "eth0", loaded.xdp().fd().expect("loaded").as_fd(), native);
-    let mut ports = ports(&loaded);
+    let _link = attach_xdp(&host.ns, "eth0", loaded.fd(), native);
     let (behind, wire) = (host.wire(), far.wire());
 
     let rows = rows();
@@ -47,7 +31,7 @@ fn every_row_over_a_cable(native: bool) {
     for row in &rows {
         loaded.enter(&row.world);
         if let Some(port) = row.world.port {
-            ports.insert(index, port, 0).expect("room for a port");
+            loaded.put_port(index, port);
         }
         let (passed, answers) = send(&behind, &wire, row);
         let name = row.name();

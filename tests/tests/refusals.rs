@@ -225,7 +225,7 @@ fn a_missing_capability_is_named_and_the_exit_code_is_5() {
     let copy = ForAll::new(&node);
     let before = snapshot(&node.host.ns);
     for missing in ["net_admin", "net_raw", "bpf"] {
-        // Without CAP_SYS_ADMIN as well, which would stand for CAP_BPF.
+        // Without CAP_SYS_ADMIN as well, which stands for CAP_BPF.
         let set = match missing {
             "bpf" => "-bpf,-sys_admin".to_owned(),
             other => format!("-{other}"),
