@@ -401,8 +401,11 @@ pub enum Counter {
 }
 
 impl Counter {
+    /// How many there are.
+    pub const COUNT: u32 = Self::EventsLost as u32 + 1;
+
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; Self::COUNT as usize] = [
         Self::Truncated,
         Self::BadHeader,
         Self::BadSender,

@@ -137,6 +137,10 @@ fn remember(key: &ClaimantKey, now_ns: u64) -> bool {
 /// Sends an event that stands for the frames between `told` and `total`. If the ring is full they stay untold:
 /// the next event tells.
 #[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an operation is 1 or 2, or `parse` would have refused it"
+)]
 fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, kind: EventKind, flags: u8) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return stats::count(Counter::EventsLost) };
     // SAFETY: both point into valid aligned map values. Each is read and written once; CPUs that race may tell
@@ -159,7 +163,6 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
         ethernet_source: frame.source.octets(),
         kind: kind as u8,
         form: frame.form() as u8,
-        // 1 or 2 (`parse`).
         operation: frame.operation as u8,
         flags,
         generation: seen.entry.word.generation(),

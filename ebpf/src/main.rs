@@ -1,9 +1,8 @@
 //! The XDP program: a thin shell around [`arpwarden_common::verdict`].
 //!
-//! `cfg_attr` keeps the crate readable for tools that check it on the host; only the BPF target runs it.
-#![no_std]
-#![no_main]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+//! It runs on the BPF target only. What stands under `not(target_arch = "bpf")` lets editors and lints read it on
+//! the host.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the BPF target has no stable atomics"))]
 
 mod events;
@@ -38,62 +37,61 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// [`arpwarden_common::names::XDP_FRAGS`].
 #[xdp(frags)]
 fn arpwarden_frags(ctx: XdpContext) -> u32 {
-    respond(&ctx)
+    respond(Packet::new(ctx))
 }
 
 /// [`arpwarden_common::names::XDP`].
 #[xdp]
 fn arpwarden(ctx: XdpContext) -> u32 {
-    respond(&ctx)
+    respond(Packet::new(ctx))
 }
 
 #[inline(always)]
-fn respond(ctx: &XdpContext) -> u32 {
-    match parse(&Packet(ctx)) {
-        Parsed::NotArp => XDP_PASS,
-        Parsed::Truncated => pass(Outcome::Truncated),
-        Parsed::BadHeader => pass(Outcome::BadHeader),
-        Parsed::Arp(frame) => {
-            let Some(port) = maps::port(ctx) else { return pass(Outcome::InactivePort) };
-            let verdict = verdict(&frame, &port, &maps::Maps);
-            if verdict.sighting != Sighting::None {
-                events::report(ctx, &port, &frame, &verdict.sighting);
-            }
-            stats::count(verdict.outcome.counter());
-            match verdict.outcome {
-                Outcome::Answered { slot, mac } => {
-                    stats::answered(slot);
-                    trace!(
-                        ctx,
-                        target: "arpwarden",
-                        "answered address={:i} asker={:mac}",
-                        frame.target_ip.octets(),
-                        frame.sender_mac.octets()
-                    );
-                    reply::turn_around(ctx, &frame, mac).map_or(XDP_PASS, |()| XDP_TX)
-                }
-                Outcome::Shielded { slot } => {
-                    stats::shielded(slot);
-                    debug!(
-                        ctx,
-                        target: "arpwarden",
-                        "shielded address={:i} asker={:mac}",
-                        frame.target_ip.octets(),
-                        frame.sender_mac.octets()
-                    );
-                    XDP_DROP
-                }
-                Outcome::Truncated
-                | Outcome::BadHeader
-                | Outcome::BadSender
-                | Outcome::Gratuitous
-                | Outcome::Reply
-                | Outcome::OtherDestination
-                | Outcome::NotAnswering
-                | Outcome::Unmanaged
-                | Outcome::InactivePort => XDP_PASS,
-            }
+fn respond(mut packet: Packet) -> u32 {
+    let frame = match parse(&packet) {
+        Parsed::NotArp => return XDP_PASS,
+        Parsed::Truncated => return pass(Outcome::Truncated),
+        Parsed::BadHeader => return pass(Outcome::BadHeader),
+        Parsed::Arp(frame) => frame,
+    };
+    let Some(port) = maps::port(packet.ingress()) else { return pass(Outcome::InactivePort) };
+    let verdict = verdict(&frame, &port, &maps::Maps);
+    if verdict.sighting != Sighting::None {
+        events::report(packet.ctx(), &port, &frame, &verdict.sighting);
+    }
+    stats::count(verdict.outcome.counter());
+    match verdict.outcome {
+        Outcome::Answered { slot, mac } => {
+            stats::answered(slot);
+            trace!(
+                packet.ctx(),
+                target: "arpwarden",
+                "answered address={:i} asker={:mac}",
+                frame.target_ip.octets(),
+                frame.sender_mac.octets()
+            );
+            reply::turn_around(&mut packet, &frame, mac).map_or(XDP_PASS, |()| XDP_TX)
         }
+        Outcome::Shielded { slot } => {
+            stats::shielded(slot);
+            debug!(
+                packet.ctx(),
+                target: "arpwarden",
+                "shielded address={:i} asker={:mac}",
+                frame.target_ip.octets(),
+                frame.sender_mac.octets()
+            );
+            XDP_DROP
+        }
+        Outcome::Truncated
+        | Outcome::BadHeader
+        | Outcome::BadSender
+        | Outcome::Gratuitous
+        | Outcome::Reply
+        | Outcome::OtherDestination
+        | Outcome::NotAnswering
+        | Outcome::Unmanaged
+        | Outcome::InactivePort => XDP_PASS,
     }
 }
 
@@ -104,7 +102,11 @@ fn pass(outcome: Outcome) -> u32 {
     XDP_PASS
 }
 
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
 /// A panic that could be reached would be a loop without end, which the verifier refuses: it shows at load.
+#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -14,7 +14,6 @@ use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
-    programs::XdpContext,
 };
 
 #[map]
@@ -36,7 +35,7 @@ static PORTS: Array<PortPlace> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
 static OWN_MACS: HashMap<MacAddr, u8> = HashMap::with_max_entries(MAX_OWN_MACS, 0);
 #[map]
-pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::ALL.len() as u32, 0);
+pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// The clock of each CPU as of its current jiffy.
@@ -78,11 +77,9 @@ struct Tick {
     boot_ns: u64,
 }
 
-/// The port that a frame came in on.
+/// The port whose interface has this index.
 #[inline(always)]
-pub(crate) fn port(ctx: &XdpContext) -> Option<Port> {
-    // SAFETY: the context is the kernel's, valid for the whole run.
-    let index = unsafe { (*ctx.ctx).ingress_ifindex };
+pub(crate) fn port(index: u32) -> Option<Port> {
     PortPlace::candidates(index).into_iter().find_map(|candidate| {
         let place = PORTS.get_ptr(candidate)?;
         // SAFETY: `place` is a valid aligned `PortPlace`. User space writes it meanwhile: a port that is just being

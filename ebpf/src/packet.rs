@@ -1,42 +1,60 @@
 //! Bounds-checked views into the frame; all `unsafe` over packet pointers is here.
 
-use arpwarden_common::wire::{Bytes, Wire};
+use arpwarden_common::wire::{Bytes, Wire, arp::ArpPacket, ethernet::EthernetHeader};
 use aya_ebpf::programs::XdpContext;
 
-/// The frame of an XDP context.
-pub(crate) struct Packet<'a>(pub(crate) &'a XdpContext);
+/// The frame of an XDP context. It owns the context, so there is one for each run, and its borrows are the
+/// frame's.
+pub(crate) struct Packet(XdpContext);
 
-impl Bytes for Packet<'_> {
+impl Packet {
+    /// The frame of this run.
+    pub(crate) const fn new(ctx: XdpContext) -> Self {
+        Self(ctx)
+    }
+
+    /// The context, for messages.
+    #[inline(always)]
+    pub(crate) const fn ctx(&self) -> &XdpContext {
+        &self.0
+    }
+
+    /// Index of the interface that the frame came in on.
+    #[inline(always)]
+    pub(crate) fn ingress(&self) -> u32 {
+        // SAFETY: the context is the kernel's, valid for the whole run.
+        unsafe { (*self.0.ctx).ingress_ifindex }
+    }
+
+    /// The Ethernet header and the ARP packet that begins `at` bytes into the frame, to be written; `None` if the
+    /// frame ends before they do or they overlap.
+    #[inline(always)]
+    pub(crate) fn headers_mut(&mut self, at: usize) -> Option<(&mut EthernetHeader, &mut ArpPacket)> {
+        if at < EthernetHeader::LEN {
+            return None;
+        }
+        let (ethernet, arp) = (self.place::<EthernetHeader>(0)?, self.place::<ArpPacket>(at)?);
+        // SAFETY: in bounds (`place` checked) and apart (`at` checked); the borrow of `self` is exclusive, so no
+        // view is alive; `Wire` promises alignment 1 and no invalid bit pattern.
+        Some(unsafe { (&mut *ethernet, &mut *arp) })
+    }
+
+    /// Where the `T` is that begins `at` bytes into the frame, or `None` if the frame ends before it does.
     #[inline(always)] // check and use end up in one function, where the verifier ties them together
+    fn place<T: Wire>(&self, at: usize) -> Option<*mut T> {
+        let (start, end) = (self.0.data(), self.0.data_end());
+        if start + at + size_of::<T>() > end {
+            return None;
+        }
+        Some((start + at) as *mut T)
+    }
+}
+
+impl Bytes for Packet {
+    #[inline(always)]
     fn view<T: Wire>(&self, at: usize) -> Option<&T> {
-        // SAFETY: in bounds (`place` checked); `Wire` promises alignment 1 and no invalid bit pattern; nobody
-        // writes the frame before `view_mut` takes the context over.
-        place(self.0, at).map(|place: *mut T| unsafe { &*place })
+        // SAFETY: in bounds (`place` checked); `Wire` promises alignment 1 and no invalid bit pattern; nobody writes
+        // the frame while `self` is borrowed.
+        self.place(at).map(|place: *mut T| unsafe { &*place })
     }
-}
-
-/// The `A` at the start of the frame and the `B` that begins `at` bytes into it, to be written; `None` if the
-/// frame ends before they do or they overlap.
-///
-/// # Safety
-/// No view of the frame is alive.
-#[inline(always)]
-pub(crate) unsafe fn view_mut<A: Wire, B: Wire>(ctx: &XdpContext, at: usize) -> Option<(&mut A, &mut B)> {
-    if at < size_of::<A>() {
-        return None;
-    }
-    let (a, b): (*mut A, *mut B) = (place(ctx, 0)?, place(ctx, at)?);
-    // SAFETY: in bounds (`place` checked) and apart (`at` checked), so the two borrows are exclusive as long as
-    // there are no others, which is the caller's promise; `Wire` promises the rest.
-    Some(unsafe { (&mut *a, &mut *b) })
-}
-
-/// Where the `T` is that begins `at` bytes into the frame, or `None` if the frame ends before it does.
-#[inline(always)]
-fn place<T>(ctx: &XdpContext, at: usize) -> Option<*mut T> {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if start + at + size_of::<T>() > end {
-        return None;
-    }
-    Some((start + at) as *mut T)
 }
