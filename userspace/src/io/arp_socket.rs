@@ -109,6 +109,7 @@ fn open() -> io::Result<Socket> {
 }
 
 /// Switches an option of packet(7) on.
+#[expect(clippy::cast_possible_truncation, reason = "the size of an integer")]
 fn set_packet_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the descriptor is open, and the kernel reads as many bytes of `on` as it has.
@@ -125,6 +126,7 @@ fn set_packet_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
 }
 
 /// The address of an interface on the packet level.
+#[expect(clippy::cast_possible_truncation, reason = "an address family and the size of an address")]
 fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
     let index = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
     let mut storage = SockAddrStorage::zeroed();
@@ -140,6 +142,7 @@ fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
 
 /// Accepts frames whose type, or the type behind one or two tags in the frame, is ARP. A tag that the kernel has
 /// already taken off is in neither place and does not matter.
+#[expect(clippy::cast_possible_truncation, reason = "codes of instructions and offsets in a header")]
 fn arp_filter() -> [SockFilter; 10] {
     const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
     const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;

@@ -180,18 +180,20 @@ impl Datapath {
         let interface = || name.to_owned();
         // aya attaches by plain netlink where a link is refused with EINVAL, and that would replace what is there.
         let (mtu, foreign) = look_at(index, name)?;
-        if self.links.contains_key(&index) {
-            return Err(AttachError::AlreadyAttached { interface: interface() });
-        }
         if let Some(xdp) = foreign {
-            return Err(AttachError::Foreign { interface: interface(), mode, program: who_is(xdp) });
+            return Err(if self.links.contains_key(&index) {
+                AttachError::AlreadyAttached { interface: interface() }
+            } else {
+                AttachError::Foreign { interface: interface(), mode, program: who_is(xdp) }
+            });
         }
         let multi_buffer = self.multi_buffer();
-        let failed = |source| AttachError::Kernel { interface: interface(), mode, source };
+        let failed = |source| AttachError::Kernel { interface: interface(), mode, source: Box::new(source) };
         let xdp = self.program().map_err(failed)?;
         let attached = xdp.attach_to_if_index(index, mode.into()).and_then(|id| xdp.take_link(id));
         let source = match attached {
             Ok(link) => {
+                // Replaces the link of a program that somebody has taken off, if there is one.
                 self.links.insert(index, link);
                 return Ok(());
             }
@@ -209,9 +211,10 @@ impl Datapath {
             Some(libc::EPERM) => Err(AttachError::NotPermitted {
                 interface: interface(),
                 missing: missing_capabilities(),
-                source,
+                source: Box::new(source),
             }),
             Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE | libc::E2BIG) => {
+                let source = Box::new(source);
                 Err(AttachError::Unsupported { interface: interface(), mode, mtu, multi_buffer, source })
             }
             Some(_) | None => Err(failed(source)),
@@ -575,6 +578,7 @@ impl EventReader {
     }
 
     /// The next event, if there is one now.
+    #[expect(clippy::should_implement_trait, reason = "after the last one now, more will come")]
     pub fn next(&mut self) -> Option<Result<Event, Undecodable>> {
         match &mut self.source {
             Source::Idle(ring) => next(ring),
@@ -661,10 +665,8 @@ fn load_best(ebpf: &mut Ebpf, memory: &Memory) -> Result<&'static str, LoadError
 }
 
 fn load_one(ebpf: &mut Ebpf, name: &'static str, memory: &Memory) -> Result<(), LoadError> {
-    let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete { lacks: name })?;
-    let program: &mut Xdp = match program {
-        Program::Xdp(program) => program,
-        _ => return Err(LoadError::Incomplete { lacks: name }),
+    let Some(Program::Xdp(program)) = ebpf.program_mut(name) else {
+        return Err(LoadError::Incomplete { lacks: name });
     };
     program.load().map_err(|source| LoadError::of_program(source, memory))
 }
@@ -715,7 +717,7 @@ fn missing_from(effective: u64) -> Vec<&'static str> {
     let has = |number: u32| effective & 1 << number != 0;
     CAPABILITIES
         .iter()
-        .filter(|(name, number)| !has(*number) && !(SYS_ADMIN_INCLUDES.contains(name) && has(CAP_SYS_ADMIN)))
+        .filter(|(name, number)| !(has(*number) || SYS_ADMIN_INCLUDES.contains(name) && has(CAP_SYS_ADMIN)))
         .map(|(name, _)| *name)
         .collect()
 }
@@ -799,13 +801,13 @@ impl LoadError {
     }
 
     fn of_object(error: EbpfError, memory: &Memory) -> Self {
-        match error {
-            EbpfError::MapError(MapError::CreateError { name, io_error }) => match io_error.raw_os_error() {
-                Some(libc::EPERM) => Self::refused(io_error, memory),
-                _ => Self::Map { map: name, source: io_error },
-            },
-            source => Self::Object { source },
+        let EbpfError::MapError(MapError::CreateError { name, io_error }) = error else {
+            return Self::Object { source: error };
+        };
+        if io_error.raw_os_error() == Some(libc::EPERM) {
+            return Self::refused(io_error, memory);
         }
+        Self::Map { map: name, source: io_error }
     }
 
     fn of_program(error: ProgramError, memory: &Memory) -> Self {
@@ -847,10 +849,8 @@ impl fmt::Display for LoadError {
                 f.write_str(
                     "the kernel's verifier refuses it; please report this with the kernel's version",
                 )?;
-                match source {
-                    ProgramError::LoadError { verifier_log, .. } => last_lines(f, &verifier_log.to_string()),
-                    _ => Ok(()),
-                }
+                let ProgramError::LoadError { verifier_log, .. } = source else { return Ok(()) };
+                last_lines(f, &verifier_log.to_string())
             }
             Self::Layout { found: Some(found) } => write!(
                 f,
@@ -959,7 +959,7 @@ pub enum AttachError {
         /// [`Datapath::multi_buffer`].
         multi_buffer: bool,
         /// The kernel's answer.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// The kernel does not permit it.
     NotPermitted {
@@ -968,7 +968,7 @@ pub enum AttachError {
         /// Capabilities that this process lacks; empty if it has all that can be checked.
         missing: Vec<&'static str>,
         /// The kernel's answer.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// Something else.
     Kernel {
@@ -977,7 +977,7 @@ pub enum AttachError {
         /// The mode asked for.
         mode: Mode,
         /// The kernel's answer.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
 }
 
@@ -1062,7 +1062,7 @@ impl Error for AttachError {
             Self::Unseen { source, .. } => Some(source),
             Self::Unsupported { source, .. }
             | Self::NotPermitted { source, .. }
-            | Self::Kernel { source, .. } => Some(source),
+            | Self::Kernel { source, .. } => Some(source.as_ref()),
             Self::NoSuchInterface { .. } | Self::AlreadyAttached { .. } | Self::Foreign { .. } => None,
         }
     }
@@ -1137,6 +1137,7 @@ fn look_at(index: u32, name: &str) -> Result<(u32, Option<XdpAttached>), AttachE
 }
 
 fn errno(error: &ProgramError) -> Option<i32> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
     match error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
         ProgramError::XdpError(XdpError::NetlinkError(error)) | ProgramError::NetlinkError(error) => {
@@ -1197,12 +1198,11 @@ impl fmt::Display for TableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doing = if self.writing { "writing to" } else { "reading from" };
         write!(f, "{doing} the program's map {} failed", self.map)?;
-        match &self.source {
-            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                f.write_str(": it is full")
-            }
-            _ => Ok(()),
+        let MapError::SyscallError(error) = &self.source else { return Ok(()) };
+        if error.io_error.raw_os_error() == Some(libc::E2BIG) {
+            f.write_str(": it is full")?;
         }
+        Ok(())
     }
 }
 

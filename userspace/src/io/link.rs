@@ -114,9 +114,9 @@ impl Link {
 }
 
 fn names(properties: &[Prop]) -> Vec<String> {
-    let name = |property: &Prop| match property {
-        Prop::AltIfName(name) => Some(name.clone()),
-        _ => None,
+    let name = |property: &Prop| {
+        let Prop::AltIfName(name) = property else { return None };
+        Some(name.clone())
     };
     properties.iter().filter_map(name).collect()
 }
@@ -126,9 +126,9 @@ fn mac(bytes: &[u8]) -> Option<MacAddr> {
 }
 
 fn attached(attributes: &[LinkXdp]) -> Option<XdpAttached> {
-    let mode = attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::Attached(attached) => Some(attached),
-        _ => None,
+    let mode = attributes.iter().find_map(|attribute| {
+        let LinkXdp::Attached(mode) = attribute else { return None };
+        Some(mode)
     })?;
     let mode = match mode {
         Attached::None => return None,
@@ -136,9 +136,9 @@ fn attached(attributes: &[LinkXdp]) -> Option<XdpAttached> {
         Attached::SocketBuffer => Some(Mode::Generic),
         Attached::Hardware | Attached::Multiple | Attached::Other(_) | _ => None,
     };
-    let id = attributes.iter().find_map(|attribute| match attribute {
-        LinkXdp::ProgId(id) | LinkXdp::HwProgId(id) => Some(*id),
-        _ => None,
+    let id = attributes.iter().find_map(|attribute| {
+        let (LinkXdp::ProgId(id) | LinkXdp::HwProgId(id)) = attribute else { return None };
+        Some(*id)
     });
     Some(XdpAttached { id: id.unwrap_or(0), mode })
 }

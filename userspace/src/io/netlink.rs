@@ -139,9 +139,9 @@ impl Netlink {
         let mut request = LinkMessage::default();
         request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let found = self.dump(Listed::Links, RouteNetlinkMessage::GetLink(request)).await?;
-        let links = found.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(message) => Link::decode(message),
-            _ => None,
+        let links = found.iter().filter_map(|message| {
+            let RouteNetlinkMessage::NewLink(message) = message else { return None };
+            Link::decode(message)
         });
         Ok(links.map(|link| (link.index, link)).collect())
     }
@@ -154,13 +154,11 @@ impl Netlink {
         let mut request = AddressMessage::default();
         request.header.family = AddressFamily::Inet;
         let found = self.dump(Listed::Addresses, RouteNetlinkMessage::GetAddress(request)).await?;
-        Ok(found
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => local_address(message),
-                _ => None,
-            })
-            .collect())
+        let addresses = found.iter().filter_map(|message| {
+            let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+            local_address(message)
+        });
+        Ok(addresses.collect())
     }
 
     /// Puts an address on an interface, marked with [`ADDRESS_PROTOCOL`]. The kernel adds a route to its prefix
@@ -264,11 +262,9 @@ impl Netlink {
         let found = self.dump(Listed::Addresses, RouteNetlinkMessage::GetAddress(request)).await?;
         let same_subnet: Vec<_> = found
             .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => {
-                    Some((local_address(message)?, is_secondary(message)))
-                }
-                _ => None,
+            .filter_map(|message| {
+                let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+                Some((local_address(message)?, is_secondary(message)))
             })
             .filter(|(local, _)| {
                 local.index == place.index
@@ -312,6 +308,7 @@ impl Netlink {
             let (mut torn, mut complete) = (false, false);
             while let Some(answer) = answers.next().await {
                 torn |= answer.header.flags & NLM_F_DUMP_INTR != 0;
+                #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => found.push(message),
                     NetlinkPayload::Done(_) => complete = true,
