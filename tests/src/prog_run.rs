@@ -269,7 +269,8 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
+/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
+const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
@@ -333,37 +334,47 @@ struct ProgramArray(OwnedFd);
 
 impl ProgramArray {
     fn of(program: BorrowedFd<'_>) -> Self {
-        #[repr(C)]
-        struct Create {
-            map_type: u32,
-            key_size: u32,
-            value_size: u32,
-            max_entries: u32,
-        }
-        #[repr(C)]
-        struct Update {
-            map_fd: u32,
-            pad: u32,
-            key: u64,
-            value: u64,
-            flags: u64,
-        }
-        let create = Create { map_type: MAP_TYPE_PROG_ARRAY, key_size: 4, value_size: 4, max_entries: 1 };
-        let map = descriptor(bpf(BPF_MAP_CREATE, &mut { create }));
-        let (key, value) = (0_u32, program.as_raw_fd());
-        let update = Update {
-            map_fd: map.as_raw_fd().cast_unsigned(),
-            pad: 0,
-            key: ptr::from_ref(&key).addr() as u64,
-            value: ptr::from_ref(&value).addr() as u64,
-            flags: 0,
-        };
-        bpf(BPF_MAP_UPDATE_ELEM, &mut { update });
-        Self(map)
+        Self(map_with(MAP_TYPE_PROG_ARRAY, &0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes()))
     }
 }
 
-fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
+/// A hash map with one entry.
+pub fn hash_map_with(key: &[u8], value: &[u8]) -> OwnedFd {
+    map_with(MAP_TYPE_HASH, key, value)
+}
+
+fn map_with(map_type: u32, key: &[u8], value: &[u8]) -> OwnedFd {
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    #[repr(C)]
+    struct Update {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let size = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a small entry");
+    let create = Create { map_type, key_size: size(key), value_size: size(value), max_entries: 1 };
+    let map = descriptor(bpf(BPF_MAP_CREATE, &mut { create }));
+    let update = Update {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        pad: 0,
+        key: key.as_ptr().addr() as u64,
+        value: value.as_ptr().addr() as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut { update });
+    map
+}
+
+/// An XDP program of these instructions.
+pub fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
     #[repr(C)]
     struct Load {
         prog_type: u32,

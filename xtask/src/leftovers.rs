@@ -1,6 +1,6 @@
-//! What a test that was killed leaves behind: namespaces, processes in them, runtime files.
+//! What a test or demonstration that was killed leaves behind: namespaces, processes in them, files.
 //!
-//! Everything a test makes is named `PREFIX<process id>-…`; what belongs to a process that still runs is not touched.
+//! All of it is named `PREFIX<process id>-…`; what belongs to a process that still runs is not touched.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,14 +22,19 @@ pub(crate) fn clean_up(prefix: &str) -> Result<()> {
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         process::check(process::as_user("ip").args(["netns", "del", &name]))?;
-        eprintln!("removed the namespace {name}, left behind by a test that was killed");
+        eprintln!("removed the namespace {name}, left behind by a run that was killed");
     }
     for directory in ["/run/arpwarden", "/sys/fs/bpf/arpwarden"].map(Path::new) {
         for name in orphans(directory, prefix) {
             let path = directory.join(name);
             fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-            eprintln!("removed {}, left behind by a test that was killed", path.display());
+            eprintln!("removed {}, left behind by a run that was killed", path.display());
         }
+    }
+    let logs = std::env::temp_dir();
+    for name in orphans(&logs, prefix).into_iter().filter(|name| name.ends_with(".log")) {
+        let path = logs.join(name);
+        fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     }
     Ok(())
 }

@@ -39,7 +39,15 @@ pub(crate) fn run() -> Result<()> {
 
     if has_cargo_deny() {
         // Known vulnerabilities are left out: their database is not in a package registry.
-        process::run(process::cargo().args(["deny", "--workspace", "check", "bans", "licenses", "sources"]))?;
+        process::run(process::cargo().args([
+            "deny",
+            "--workspace",
+            "check",
+            "--hide-inclusion-graph",
+            "bans",
+            "licenses",
+            "sources",
+        ]))?;
     } else {
         eprintln!(
             "cargo-deny is not there, so licences and sources were not checked: cargo xtask lint --deny gets it"

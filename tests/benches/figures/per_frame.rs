@@ -1,16 +1,13 @@
 //! Nanoseconds per frame, by BPF_PROG_TEST_RUN.
 
-use std::{
-    io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use arpwarden_common::{
     golden::{self, ADDRESS, Kind, OUR_MAC, Row, Tags},
     names,
     state::State,
 };
-use arpwarden_tests::prog_run::{Loaded, empty_program, ns_per_frame};
+use arpwarden_tests::prog_run::{Loaded, empty_program, hash_map_with, load_instructions, ns_per_frame};
 
 use crate::{
     assembler::{MAP_LOOKUP_ELEM, Program, Width, XDP_PASS, XDP_TX},
@@ -65,9 +62,8 @@ pub(crate) fn measure() -> (Figure, Vec<(&'static str, Figure)>) {
 
 /// The least that answers: is it a request for IPv4 on Ethernet, one look-up of the address for the MAC, rewrite.
 fn least_responder() -> (OwnedFd, OwnedFd) {
-    let addresses = create_map(MAP_TYPE_HASH, 4, 8, 1);
     let [a, b, c, d, e, f] = OUR_MAC;
-    update(&addresses, &ADDRESS, &[a, b, c, d, e, f, 0, 0]);
+    let addresses = hash_map_with(&ADDRESS, &[a, b, c, d, e, f, 0, 0]);
     // Offsets of RFC 826 behind an Ethernet header of 14 bytes.
     let program = Program::default()
         .load(Width::Four, 7, 1, 0) // xdp_md.data
@@ -109,81 +105,5 @@ fn least_responder() -> (OwnedFd, OwnedFd) {
         .store(Width::Four, 7, 28, 9)
         .act(XDP_TX)
         .finish(XDP_PASS);
-    (load(&program), addresses)
-}
-
-/// `bpf_cmd`, `bpf_map_type` and `bpf_prog_type` of linux/bpf.h.
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const MAP_TYPE_HASH: u32 = 1;
-const PROG_TYPE_XDP: u32 = 6;
-
-#[repr(C)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-}
-
-#[repr(C)]
-struct MapUpdate {
-    map_fd: u32,
-    pad: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> i32 {
-    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
-    // SAFETY: pointer and length belong to `attributes`, which the kernel may write; its own pointers lead to
-    // buffers that the callers keep alive during the call; the kernel reads absent attributes as zero.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), length) };
-    assert!(number >= 0, "bpf({command}) (needs root): {}", io::Error::last_os_error());
-    i32::try_from(number).expect("a descriptor or 0")
-}
-
-fn create_map(map_type: u32, key_size: u32, value_size: u32, max_entries: u32) -> OwnedFd {
-    let map = bpf(BPF_MAP_CREATE, &mut MapCreate { map_type, key_size, value_size, max_entries });
-    // SAFETY: a new descriptor.
-    unsafe { OwnedFd::from_raw_fd(map) }
-}
-
-fn update(map: &OwnedFd, key: &[u8], value: &[u8]) {
-    let map_fd = map.as_raw_fd().cast_unsigned();
-    let (key, value) = (key.as_ptr().addr() as u64, value.as_ptr().addr() as u64);
-    bpf(BPF_MAP_UPDATE_ELEM, &mut MapUpdate { map_fd, pad: 0, key, value, flags: 0 });
-}
-
-fn load(instructions: &[[u8; 8]]) -> OwnedFd {
-    let mut log = vec![0_u8; 64 * 1024];
-    let mut attributes = ProgLoad {
-        prog_type: PROG_TYPE_XDP,
-        insn_cnt: u32::try_from(instructions.len()).expect("a short program"),
-        insns: instructions.as_ptr().addr() as u64,
-        license: c"Dual MIT/GPL".as_ptr().addr() as u64,
-        log_level: 1,
-        log_size: u32::try_from(log.len()).expect("a small log"),
-        log_buf: log.as_mut_ptr().addr() as u64,
-    };
-    let length = libc::c_uint::try_from(size_of::<ProgLoad>()).expect("a small struct");
-    // SAFETY: as in `bpf`; the log's length goes along.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attributes, length) };
-    let error = io::Error::last_os_error();
-    assert!(number >= 0, "loading a reference program: {error}\n{}", String::from_utf8_lossy(&log));
-    // SAFETY: a new descriptor.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
+    (load_instructions("least_responder", &program), addresses)
 }
