@@ -4,8 +4,8 @@ use anyhow::Result;
 
 use crate::process;
 
-/// Crates for the BPF target: they have no panic machinery of their own on the host, so they are linted apart.
-const BPF_CRATES: [&str; 2] = ["arpwarden-ebpf", "arpwarden-reference-ebpf"];
+/// The crate for the BPF target: it cannot unwind on the host, so it is linted apart.
+const BPF_CRATE: &str = "arpwarden-ebpf";
 
 /// Whether `cargo deny` can be called.
 pub(crate) fn has_cargo_deny() -> bool {
@@ -16,26 +16,21 @@ pub(crate) fn has_cargo_deny() -> bool {
 pub(crate) fn run() -> Result<()> {
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
 
+    let workspace = ["--workspace", "--exclude", BPF_CRATE];
     let mut clippy = process::cargo();
-    clippy.args(["clippy", "--workspace", "--all-targets"]);
-    exclude_bpf(&mut clippy);
-    process::run(clippy.args(["--", "--deny", "warnings"]))?;
+    clippy.arg("clippy").args(workspace).args(["--all-targets", "--", "--deny", "warnings"]);
+    process::run(&mut clippy)?;
 
-    // The compiler for BPF often has no clippy of its own. The crates also compile for the host, where only
-    // the unwinder is missing; the unstable features that they use are the ones BPF needs.
+    // By the host's clippy: the compiler for BPF often has none of its own. In a target directory of its own,
+    // because the flag would have everything else compiled anew.
     let mut clippy = process::cargo();
-    clippy.args(["clippy", "--target-dir"]).arg(process::target_directory().join("lint-bpf"));
-    for name in BPF_CRATES {
-        clippy.args(["--package", name]);
-    }
-    clippy.env("RUSTC_BOOTSTRAP", "1").env("RUSTFLAGS", "-Cpanic=abort");
-    process::run(clippy.args(["--bins", "--", "--deny", "warnings"]))?;
+    clippy.args(["clippy", "--package", BPF_CRATE, "--bins", "--target-dir"]);
+    clippy.arg(process::target_directory().join("lint-bpf")).args(["--", "--deny", "warnings"]);
+    process::run(clippy.env("RUSTFLAGS", "-Cpanic=abort"))?;
 
     let mut doc = process::cargo();
-    doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
-        .env("RUSTDOCFLAGS", "--deny warnings");
-    exclude_bpf(&mut doc);
-    process::run(&mut doc)?;
+    doc.arg("doc").args(workspace).args(["--no-deps", "--document-private-items"]);
+    process::run(doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
 
     if has_cargo_deny() {
         // Known vulnerabilities are left out: their database is not in a package registry.
@@ -54,10 +49,4 @@ pub(crate) fn run() -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn exclude_bpf(command: &mut std::process::Command) {
-    for name in BPF_CRATES {
-        command.args(["--exclude", name]);
-    }
 }

@@ -112,7 +112,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>, environment: &[(&str, &OsStr)]
         let mut command = Command::new(sudo);
         let mut path = OsString::from("PATH=");
         path.push(search_path());
-        command.args(["--", "env"]).arg(path);
+        command.arg("env").arg(path);
         command
     };
     for (name, value) in environment {
@@ -186,11 +186,12 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// A command as one would type it; `env` and the search path, which only pass settings on, are left out.
+/// A command as one would type it: without Cargo's folder, and without `env` and the search path, which only
+/// pass settings on.
 pub(crate) fn shown(command: &Command) -> String {
-    let words =
-        std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy());
-    let words: Vec<_> =
-        words.filter(|word| word != "env" && word != "--" && !word.starts_with("PATH=")).collect();
+    let program = Path::new(command.get_program());
+    let program = if program.ends_with("bin/cargo") { OsStr::new("cargo") } else { program.as_os_str() };
+    let words = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy());
+    let words: Vec<_> = words.filter(|word| word != "env" && !word.starts_with("PATH=")).collect();
     words.join(" ")
 }
