@@ -47,7 +47,7 @@ pub struct Slot {
     /// CLOCK_BOOTTIME in nanoseconds after which the address may not answer; 0 for no lease.
     pub lease_until_ns: u64,
     /// The key once more: the program trusts a slot only if this is the frame's, so that a look-up that raced
-    /// with the slot's reuse answers nothing, and a [`crate::names::HINTS`] may lead here. Here the interface.
+    /// with the slot's reuse answers nothing, and a [`Hint`] may lead to another address. First the interface.
     pub interface: u32,
     /// The tags.
     pub vlan: Vlan,
@@ -72,7 +72,8 @@ impl Slot {
 
 /// Where an address may be, without a look-up in a hash: value of [`crate::names::HINTS`], whose place for an
 /// address is [`Hint::place`]. A hash look-up takes 25 ns; most frames on a network are about no managed address,
-/// and most managed addresses differ in their last two bytes.
+/// and most managed addresses differ in their last two bytes. Only [`Hint::NONE`] is binding; where a slot turns
+/// out to be another address's, the hash is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(transparent)]
 pub struct Hint(u32);

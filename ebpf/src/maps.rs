@@ -127,34 +127,17 @@ impl Tables for Maps {
     #[inline(always)]
     fn address(&self, key: &AddressKey) -> Option<Entry> {
         let hint = HINTS.get_ptr(Hint::place(key.address))?;
-        // SAFETY: a valid aligned value, written as a whole.
+        // SAFETY: a valid aligned value; a plain integer, so whatever is read is one.
         let hint = unsafe { hint.read_volatile() };
         if hint == Hint::NONE {
             return None;
         }
-        let slot = match hint.named() {
-            Some(slot) => slot,
+        // A hint that leads to another address is no proof that this one is not managed: the hash is.
+        hint.named().and_then(|slot| entry(slot, key)).or_else(|| {
             // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
-            None => *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?,
-        };
-        let place = SLOTS.get_ptr(slot)?;
-        // SAFETY: `place` is a valid aligned `Slot`. User space writes it meanwhile, so each field is read once,
-        // the word first and the key last: a slot that is reused is made vacant, gets its new key, then its lease,
-        // then its word, so a word and a lease that belong to another address are found out.
-        let (word, lease_until_ns, interface, vlan, address) = unsafe {
-            (
-                (&raw const (*place).word).read_volatile(),
-                (&raw const (*place).lease_until_ns).read_volatile(),
-                (&raw const (*place).interface).read_volatile(),
-                (&raw const (*place).vlan).read_volatile(),
-                (&raw const (*place).address).read_volatile(),
-            )
-        };
-        let word = StateWord::from_bits(word);
-        if (AddressKey { interface, vlan, address }) != *key || word == StateWord::VACANT {
-            return None;
-        }
-        Some(Entry { slot, word, lease_until_ns })
+            let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
+            entry(slot, key)
+        })
     }
 
     #[inline(always)]
@@ -166,4 +149,27 @@ impl Tables for Maps {
     fn now_ns(&self) -> u64 {
         now_ns()
     }
+}
+
+/// What the slot says, if it is that of `key`.
+#[inline(always)]
+fn entry(slot: u32, key: &AddressKey) -> Option<Entry> {
+    let place = SLOTS.get_ptr(slot)?;
+    // SAFETY: `place` is a valid aligned `Slot`. User space writes it meanwhile, so each field is read once, the word
+    // first and the key last: a slot that is reused is made vacant, gets its new key, then its lease, then its word,
+    // so a word and a lease that belong to another address are found out.
+    let (word, lease_until_ns, interface, vlan, address) = unsafe {
+        (
+            (&raw const (*place).word).read_volatile(),
+            (&raw const (*place).lease_until_ns).read_volatile(),
+            (&raw const (*place).interface).read_volatile(),
+            (&raw const (*place).vlan).read_volatile(),
+            (&raw const (*place).address).read_volatile(),
+        )
+    };
+    let word = StateWord::from_bits(word);
+    if (AddressKey { interface, vlan, address }) != *key || word == StateWord::VACANT {
+        return None;
+    }
+    Some(Entry { slot, word, lease_until_ns })
 }

@@ -14,7 +14,7 @@ use arpwarden_common::{
     },
     golden::{PORT_INDEX, World},
     names,
-    net::MacAddr,
+    net::{Ipv4, MacAddr},
     verdict::Entry,
 };
 use aya::{
@@ -131,6 +131,11 @@ impl Loaded {
     /// Writes a slot, whatever leads to it.
     pub fn set_slot(&mut self, slot: u32, value: Slot) {
         self.slots.set(slot, value, 0).expect("a slot");
+    }
+
+    /// Writes the hint for an address, whatever leads to its slot.
+    pub fn set_hint(&mut self, address: [u8; 4], hint: Hint) {
+        self.hints.set(Hint::place(Ipv4::new(address)), hint, 0).expect("a hint");
     }
 
     /// Names a port, wherever the frames come in.

@@ -3,7 +3,7 @@
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::{AddressKey, Counter, Event, EventKind, Record, Slot},
+    abi::{AddressKey, Counter, Event, EventKind, Hint, Record, Slot},
     golden::{self, Action, Kind, Row, SLOT, Sees, Tags},
     names,
     net::{Ipv4, MacAddr, Vlan},
@@ -267,6 +267,14 @@ fn addresses_that_share_their_last_bytes_are_told_apart() {
     }
     assert_eq!(loaded.run(&asked_for([10, 2, c, d])).action, xdp_action::PASS);
     assert_eq!(loaded.counter(Counter::Unmanaged), 1);
+
+    // A hint is one store for user space, but not for certain one for each kernel: any but `NONE` will do.
+    for hint in [Hint::MANY, Hint::slot(SLOT), Hint::slot(100), Hint::slot(7), Hint::slot(0xfffe)] {
+        loaded.set_hint(golden::ADDRESS, hint);
+        for address in [golden::ADDRESS, others[0], others[1]] {
+            assert_eq!(loaded.run(&asked_for(address)).action, xdp_action::TX, "{address:?} by {hint:?}");
+        }
+    }
 }
 
 #[test]
