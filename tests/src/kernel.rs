@@ -31,7 +31,8 @@ pub struct XdpPass {
     /// The program's name in the kernel.
     pub name: &'static str,
     program: OwnedFd,
-    link: Option<OwnedFd>,
+    /// Attached as long as it is open.
+    _link: OwnedFd,
 }
 
 #[repr(C)]
@@ -89,12 +90,7 @@ impl XdpPass {
             },
         );
         let link = attach(ns, interface, program.as_fd(), flags);
-        Self { name, program, link: Some(link) }
-    }
-
-    /// Takes it off the interface.
-    pub fn detach(&mut self) {
-        self.link = None;
+        Self { name, program, _link: link }
     }
 
     /// Its number in the kernel.

@@ -67,13 +67,19 @@ impl Netns {
         })
     }
 
-    /// A command that will run in the namespace. Its file system is everybody's, `/sys` included.
+    /// A command that will run in the namespace. Its file system is everybody's, `/sys` included. The process
+    /// dies with the thread that starts it, so that a test which is killed leaves none behind.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let descriptor = self.file.as_raw_fd();
-        // SAFETY: between fork and exec only setns(2) is called, which is async-signal-safe and allocates
-        // nothing; the descriptor is open, as `self` outlives the spawn in every caller or the spawn fails.
-        unsafe { command.pre_exec(move || set_namespace(descriptor)) };
+        // SAFETY: between fork and exec only prctl(2) and setns(2) are called, which are async-signal-safe and
+        // allocate nothing; the descriptor is open, as `self` outlives the spawn or the spawn fails.
+        unsafe {
+            command.pre_exec(move || {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
+                set_namespace(descriptor)
+            });
+        }
         command
     }
 
@@ -156,7 +162,8 @@ pub struct Net {
     /// The hosts.
     pub hosts: Vec<Host>,
     middle: Middle,
-    passes: Vec<XdpPass>,
+    /// Attached as long as they are here.
+    _passes: Vec<XdpPass>,
 }
 
 /// The first three bytes of the hosts' addresses.
@@ -208,7 +215,7 @@ impl Net {
         } else {
             Vec::new()
         };
-        let net = Self { hosts, middle: Middle::Bridge(bridge), passes };
+        let net = Self { hosts, middle: Middle::Bridge(bridge), _passes: passes };
         net.wait_until_all_hear_each_other();
         net
     }
@@ -225,10 +232,10 @@ impl Net {
         ));
         for host in &hosts {
             host.up();
-            host.offload("txvlan", false);
+            host.tags_beside_the_frame(false);
         }
         let passes = vec![XdpPass::attach(&hosts[1].ns, "eth0")];
-        let net = Self { hosts, middle: Middle::Cable, passes };
+        let net = Self { hosts, middle: Middle::Cable, _passes: passes };
         net.wait_until_all_hear_each_other();
         net
     }
@@ -253,7 +260,7 @@ impl Net {
         }
     }
 
-    /// Puts a frame on a host's cable from the other end, so that only this host gets it.
+    /// A host by its number, from 0.
     pub fn host(&self, number: usize) -> &Host {
         &self.hosts[number]
     }
@@ -264,9 +271,11 @@ impl Net {
         self.bridge().ip(&format!("link set {} {state}", self.hosts[host].port));
     }
 
-    /// Takes the program off a host's port.
-    pub fn drop_peer_program(&mut self, host: usize) {
-        self.passes[host].detach();
+    /// Lets the ports of the bridge put tags into the frames, so that a program at a host sees them.
+    pub fn ports_put_tags_into_the_frames(&self) {
+        for host in &self.hosts {
+            tags_beside_the_frame(self.bridge(), &host.port, false);
+        }
     }
 
     /// A bridge port forwards only some 30–75 ms after its link came up; frames sent before are lost.
@@ -305,17 +314,23 @@ impl Host {
         self.ns.ip(&format!("link set eth0 up\naddress add {}/24 dev eth0", self.ip));
     }
 
-    /// Turns an offload of `eth0` on or off.
-    pub fn offload(&self, name: &str, on: bool) {
-        let mut command = self.ns.command("ethtool");
-        command.args(["-K", "eth0", name, if on { "on" } else { "off" }]);
-        crate::tools::run(command);
+    /// Whether tags leave `eth0` beside the frames, out of an XDP program's sight, or in them.
+    pub fn tags_beside_the_frame(&self, beside: bool) {
+        tags_beside_the_frame(&self.ns, "eth0", beside);
     }
 
     /// A packet socket on `eth0`.
     pub fn wire(&self) -> Wire {
         Wire::open(&self.ns, "eth0")
     }
+}
+
+fn tags_beside_the_frame(ns: &Netns, interface: &str, beside: bool) {
+    let value = if beside { "on" } else { "off" };
+    let mut command = ns.command("ethtool");
+    // Customer tags and service tags are two offloads.
+    command.args(["-K", interface, "txvlan", value, "tx-vlan-stag-hw-insert", value]);
+    crate::tools::run(command);
 }
 
 /// A number that no other call in this process gives.

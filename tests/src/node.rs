@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::Ipv4Addr,
-    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -129,14 +128,6 @@ impl<'net> Node<'net> {
         command.args(arguments);
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
-        // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe. The daemon must
-        // not outlive a test that is killed.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong);
-                Ok(())
-            });
-        }
         self.daemon = Some(command.spawn().expect("the daemon starts"));
     }
 
@@ -418,19 +409,21 @@ fn inode(path: &std::path::Path) -> Option<u64> {
     Some(fs::symlink_metadata(path).ok()?.ino())
 }
 
-/// Removes the runtime folders that tests which were killed have left.
+/// Removes what tests that were killed have left: runtime folders, logs, copies of the program.
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        let Ok(folders) = fs::read_dir("/run/arpwarden") else { return };
-        for folder in folders.flatten() {
-            let name = folder.file_name().to_string_lossy().into_owned();
-            let owner =
-                name.strip_prefix("awt-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-            if owner.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
-                // Another test may have swept it at the same moment.
-                drop(fs::remove_dir_all(folder.path()));
-                drop(fs::remove_file(std::env::temp_dir().join(format!("{name}.log"))));
+        for folder in [PathBuf::from("/run/arpwarden"), std::env::temp_dir()] {
+            // There is nothing to sweep in a folder that is not there.
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let owner: Option<u32> =
+                    name.strip_prefix("awt-").and_then(|rest| rest.split('-').next()?.parse().ok());
+                if owner.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
+                    // Another test may have swept it at the same moment.
+                    drop(fs::remove_dir_all(entry.path()));
+                    drop(fs::remove_file(entry.path()));
+                }
             }
         }
     });

@@ -292,6 +292,51 @@ fn service_managers_hear_when_it_is_ready_and_when_it_stops() {
     node.run(NATIVE);
 }
 
+#[test]
+fn the_log_has_one_line_for_each_thing_the_programs_own_messages_among_them() {
+    let net = Net::new(2);
+    for (last, arguments) in [(100, &["-vv"][..]), (101, &[])] {
+        let node = Node::start_with(net.host(0), &[NATIVE, arguments].concat());
+        let address = node.online(last);
+        net.host(1).wire().send(&bytes(&announcement(stranger(1), address)));
+        arpwarden_tests::wait_for("the conflict in the log", ms(3_000), || {
+            // Once by the program's message, once by the daemon's event.
+            (node.log().lines().filter(|line| line.contains(&stranger(1).to_string())).count() >= 2)
+                .then_some(())
+        });
+        for line in node.log().lines() {
+            let mut words = line.split_whitespace();
+            let (time, level) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+            assert!(time.starts_with("20") && time.ends_with('Z'), "no time: {line}");
+            assert!(["ERROR", "WARN", "INFO", "DEBUG", "TRACE"].contains(&level), "no level: {line}");
+            assert!(!line.contains('\x1b'), "colours where there is no terminal: {line}");
+        }
+    }
+}
+
+#[test]
+fn rust_log_sets_the_level() {
+    let net = Net::new(1);
+    let mut node = Node::new(net.host(0));
+    let mut command = node.command(&["run"]);
+    let log = std::env::temp_dir().join(format!("{}-quiet", node.instance));
+    let file = std::fs::File::create(&log).expect("a file");
+    command
+        .args(NATIVE)
+        .env("RUST_LOG", "error")
+        .stdout(file.try_clone().expect("a descriptor"))
+        .stderr(file);
+    let mut child = command.spawn().expect("the daemon starts");
+    arpwarden_tests::wait_for("the daemon", ms(20_000), || (node.cli(&["status"]).code == 0).then_some(()));
+    node.online(100);
+    arpwarden_tests::tools::signal(child.id(), libc::SIGTERM);
+    assert!(child.wait().expect("a child").success());
+    let text = std::fs::read_to_string(&log).expect("the log");
+    std::fs::remove_file(&log).expect("the log");
+    assert_eq!(text, "");
+    node.run(NATIVE);
+}
+
 // ---- Clients that behave badly ----
 
 fn connect(node: &Node) -> UnixStream {

@@ -7,7 +7,7 @@ use arpwarden_tests::{
     ms,
     netns::{Net, ip},
     node::{Done, Node, finish, program},
-    tools::{has_address, snapshot},
+    tools::{arping, has_address, snapshot},
     wire::Captured,
 };
 
@@ -154,6 +154,45 @@ fn a_foreign_program_is_named_and_left_where_it_is() {
             assert_eq!(snapshot(&host.ns), before, "the foreign {mode} program was touched");
         }
     }
+}
+
+#[test]
+fn a_daemon_of_another_instance_on_the_same_interface_is_a_foreign_program_too() {
+    let net = Net::new(2);
+    let node = Node::start(net.host(0));
+    let address = node.online(100);
+    let other = Node::new(net.host(0));
+    let before = snapshot(&node.host.ns);
+    other.cli(&["run", "--iface", "eth0"]).expect(1).naming("arpwarden").naming("eth0");
+    assert_eq!(snapshot(&node.host.ns), before);
+    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
+}
+
+#[test]
+fn attach_now_puts_the_program_on_an_interface_and_a_foreign_one_there_is_named() {
+    let net = Net::new(1);
+    let host = net.host(0);
+    host.ns.ip("link add a7 type veth peer name b7\nlink set a7 up\nlink set b7 up\n\
+         link add c7 type veth peer name d7\nlink set c7 up\nlink set d7 up");
+    let node = Node::start(host);
+    let foreign = XdpPass::attach_generic(&host.ns, "c7");
+    let before = snapshot(&host.ns);
+    node.cli(&["online", "10.7.8.100/32", "--iface", "c7", "--attach-now"])
+        .expect(1)
+        .naming(foreign.name)
+        .naming(foreign.id())
+        .naming("c7");
+    assert_eq!(snapshot(&host.ns), before);
+    assert!(node.address("10.7.8.100").is_none());
+
+    node.cli(&["online", "10.7.9.100/32", "--iface", "a7", "--attach-now"]).expect(0);
+    let status = node.status();
+    let carries = |name: &str| {
+        let interfaces = status["interfaces"].as_array().expect("interfaces");
+        interfaces.iter().any(|interface| interface["interface"] == name)
+    };
+    assert!(carries("eth0") && carries("a7") && !carries("c7"), "{status}");
+    assert_eq!(node.address("10.7.9.100").expect("managed")["may_answer"], true);
 }
 
 /// A copy of the program that everybody may run, wherever the original is.

@@ -21,7 +21,17 @@ const TAGS: [Vlan; 4] = [
 
 #[test]
 fn tagged_claims_are_no_event_and_tagged_requests_no_question_for_an_untagged_address() {
-    let net = Net::cable();
+    another_vlan_is_another_address(&Net::cable());
+}
+
+#[test]
+fn the_same_holds_behind_a_bridge_whose_ports_put_the_tags_into_the_frames() {
+    let net = Net::new(2);
+    net.ports_put_tags_into_the_frames();
+    another_vlan_is_another_address(&net);
+}
+
+fn another_vlan_is_another_address(net: &Net) {
     let node = Node::start(net.host(0));
     let address = node.online(100);
     let events = node.events();
@@ -93,7 +103,7 @@ fn the_status_says_whether_tags_reach_the_program() {
     node.signal(libc::SIGTERM);
     assert_eq!(node.wait_for_end(ms(10_000)), 0);
 
-    net.host(1).offload("txvlan", true);
+    net.host(1).tags_beside_the_frame(true);
     let node = Node::start(net.host(0));
     let word = of(&node);
     assert_ne!(word, "visible", "the peer keeps its tags beside the frames");
