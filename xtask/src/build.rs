@@ -1,6 +1,6 @@
 //! Builds, and where the results are: Cargo says it, nothing is guessed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,16 +15,46 @@ pub(crate) fn daemon(release: bool) -> Result<PathBuf> {
     if release {
         cargo.arg("--release");
     }
-    executables(&mut cargo, &["bin"])?
-        .pop()
-        .context("building the daemon gave no executable: is it still named `arpwarden`?")
+    only(executables(&mut cargo)?, "daemon")
 }
 
-/// Builds the privileged tests and returns their executables.
-pub(crate) fn privileged_tests() -> Result<Vec<PathBuf>> {
+/// All packages but the one for the BPF target. Tests are built and run with this one selection, because Cargo
+/// compiles a dependency anew for each set of features that a selection of packages asks of it.
+const PACKAGES: [&str; 3] = ["--workspace", "--exclude", "arpwarden-ebpf"];
+/// The package whose tests need root.
+const PRIVILEGED: &str = "tests";
+
+/// A program with tests.
+pub(crate) struct TestProgram {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Its package's folder, where Cargo would run it.
+    pub(crate) folder: PathBuf,
+    /// Whether it is to be run as root.
+    pub(crate) privileged: bool,
+}
+
+/// Builds all tests, and the daemon beside the privileged ones, which start it.
+pub(crate) fn tests() -> Result<Vec<TestProgram>> {
+    let mut daemon = process::cargo();
+    executables(daemon.arg("build").args(PACKAGES).args(["--bin", "arpwarden"]))?;
+    let mut tests = process::cargo();
+    let built = executables(tests.arg("test").args(PACKAGES).arg("--no-run"))?;
+    let tests = built.into_iter().filter(|built| built.test).map(|Executable { path, folder, .. }| {
+        let privileged = folder.ends_with(PRIVILEGED);
+        TestProgram { path, folder, privileged }
+    });
+    let mut tests: Vec<_> = tests.collect();
+    // Cargo names them as they get ready, which is another order each time.
+    tests.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(tests)
+}
+
+/// The tests in documentation: Cargo alone knows how to run them.
+pub(crate) fn documentation_tests() -> Command {
     let mut cargo = process::cargo();
-    cargo.args(["test", "--package", "arpwarden-tests", "--lib", "--tests", "--no-run"]);
-    executables(&mut cargo, &["lib", "test"])
+    cargo.args(["test", "--doc"]).args(PACKAGES);
+    cargo
 }
 
 /// Builds the benchmark, and the daemon beside it, and returns the benchmark's path.
@@ -32,13 +62,18 @@ pub(crate) fn benchmark() -> Result<PathBuf> {
     daemon(true)?;
     let mut cargo = process::cargo();
     cargo.args(["bench", "--package", "arpwarden-tests", "--bench", "figures", "--no-run"]);
-    executables(&mut cargo, &["bench"])?
-        .pop()
-        .context("building arpwarden-tests gave no benchmark named `figures`")
+    only(executables(&mut cargo)?, "benchmark")
 }
 
-/// The executables of targets of these kinds.
-fn executables(cargo: &mut Command, kinds: &[&str]) -> Result<Vec<PathBuf>> {
+/// An executable that Cargo has built.
+struct Executable {
+    path: PathBuf,
+    folder: PathBuf,
+    /// Whether it is built to be tested, with the harness of tests inside.
+    test: bool,
+}
+
+fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
     cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     let build = cargo.spawn().context("starting cargo")?.wait_with_output().context("waiting for cargo")?;
     if !build.status.success() {
@@ -48,10 +83,19 @@ fn executables(cargo: &mut Command, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     for line in String::from_utf8_lossy(&build.stdout).lines() {
         let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
         if let Some(path) = message["executable"].as_str()
-            && message["target"]["kind"][0].as_str().is_some_and(|kind| kinds.contains(&kind))
+            && let Some(folder) = message["manifest_path"].as_str().and_then(|path| Path::new(path).parent())
         {
-            found.push(PathBuf::from(path));
+            let test = message["profile"]["test"].as_bool() == Some(true);
+            found.push(Executable { path: path.into(), folder: folder.into(), test });
         }
     }
     Ok(found)
+}
+
+fn only(mut executables: Vec<Executable>, what: &str) -> Result<PathBuf> {
+    let count = executables.len();
+    match executables.pop() {
+        Some(Executable { path, .. }) if count == 1 => Ok(path),
+        Some(_) | None => bail!("cargo named {count} executables where the {what} alone was expected"),
+    }
 }

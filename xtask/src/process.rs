@@ -186,12 +186,16 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// A command as one would type it: without Cargo's folder, and without `env` and the search path, which only
-/// pass settings on.
+/// A command as one would type it: without Cargo's folder, and without `env` and the settings that it passes on.
 pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let program = if program.ends_with("bin/cargo") { OsStr::new("cargo") } else { program.as_os_str() };
     let words = std::iter::once(program).chain(command.get_args()).map(|word| word.to_string_lossy());
-    let words: Vec<_> = words.filter(|word| word != "env" && !word.starts_with("PATH=")).collect();
+    let words: Vec<_> = words.filter(|word| word != "env" && !is_setting(word)).collect();
     words.join(" ")
+}
+
+fn is_setting(word: &str) -> bool {
+    let name = word.split_once('=').map_or("", |(name, _)| name);
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
 }

@@ -27,25 +27,25 @@ struct Tally {
 /// Runs the tests whose names contain `filter`. The exit code says whether all passed.
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     // All builds first: an error in any of them should not come after minutes of tests.
-    build::daemon(false)?;
-    let privileged = build::privileged_tests()?;
-    let mut tally = Tally::default();
-
-    let mut unprivileged = process::cargo();
-    unprivileged.args(["test", "--no-fail-fast"]).args(filter);
-    tally.add(&mut unprivileged)?;
-
+    let programs = build::tests()?;
     let iputils = Arping::Iputils.find().context("the arping of iputils is gone: cargo xtask setup")?;
     let habets = Arping::Habets.find().context("the other arping is gone: cargo xtask setup")?;
-    for executable in privileged {
-        let environment: [(&str, &OsStr); 3] = [
-            ("ARPWARDEN_IPUTILS_ARPING", iputils.as_os_str()),
-            ("ARPWARDEN_HABETS_ARPING", habets.as_os_str()),
-            ("RUST_BACKTRACE", "1".as_ref()),
-        ];
-        let mut command = process::as_root(&executable, &environment)?;
-        command.args(["--test-threads", TEST_THREADS]).args(filter);
-        tally.add(&mut command)?;
+    let environment: [(&str, &OsStr); 3] = [
+        ("ARPWARDEN_IPUTILS_ARPING", iputils.as_os_str()),
+        ("ARPWARDEN_HABETS_ARPING", habets.as_os_str()),
+        ("RUST_BACKTRACE", "1".as_ref()),
+    ];
+    let mut tally = Tally::default();
+    let (privileged, unprivileged): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| program.privileged);
+    for program in unprivileged {
+        tally.add(process::as_user(&program.path).current_dir(&program.folder).args(filter))?;
+    }
+    tally.add(build::documentation_tests().args(filter))?;
+    for program in privileged {
+        let mut command = process::as_root(&program.path, &environment)?;
+        tally
+            .add(command.current_dir(&program.folder).args(["--test-threads", TEST_THREADS]).args(filter))?;
     }
     let own = std::env::current_exe().context("finding the path of this program")?;
     let cleaned = process::check(process::as_root(own, &[])?.args(["as-root", "clean-up"]));
