@@ -136,10 +136,10 @@ fn a_second_daemon_of_the_same_instance_is_refused_with_1() {
 
 #[test]
 fn a_foreign_program_is_named_and_left_where_it_is() {
-    let net = Net::new(1);
-    let host = net.host(0);
-    let node = Node::new(host);
     for mode in ["native", "generic"] {
+        let net = Net::new(1);
+        let host = net.host(0);
+        let node = Node::new(host);
         let foreign = match mode {
             "native" => XdpPass::attach(&host.ns, "eth0"),
             _ => XdpPass::attach_generic(&host.ns, "eth0"),
