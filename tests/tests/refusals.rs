@@ -8,6 +8,7 @@ use arpwarden_tests::{
     netns::{Net, ip},
     node::{Done, Node, finish, program},
     tools::{arping, has_address, snapshot},
+    wait_for,
     wire::Captured,
 };
 
@@ -85,7 +86,16 @@ fn an_interface_that_cannot_carry_an_address_is_refused_with_1_and_its_kind() {
          link set b7 up\n\
          link set br7 up\n\
          link add c7 type veth peer name d7\n\
-         link set c7 arp off up\n");
+         link set c7 arp off up\n\
+         link set d7 up\n");
+    // The kernel looks at a new link's carrier some time after it was set up.
+    wait_for("the links to be up", ms(5_000), || {
+        let now = snapshot(&host.ns);
+        let is_up = |name: &str| {
+            now.lines().any(|line| line.contains(&format!(" {name}")) && line.contains("state UP"))
+        };
+        ["br7:", "a7@", "b7@", "c7@", "d7@"].into_iter().all(is_up).then_some(())
+    });
     let node = Node::start(host);
     refused(&net, &node, "10.7.0.100/24", "eth7", 1, &["eth7"]);
     refused(&net, &node, "10.7.0.100/24", "lo", 1, &["lo", "loopback"]);
