@@ -552,7 +552,8 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         flags,
         generation: GENERATION,
         state: column.state.map_or(0, |state| state as u8),
-        pad: [0; 6],
+        pad: 0,
+        pad_end: 0,
     });
     Row { kind, column, tags, why, frame, world, action, out, counter, sees, event }
 }

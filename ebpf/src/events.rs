@@ -167,7 +167,8 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
         flags,
         generation: seen.entry.word.generation(),
         state: seen.entry.word.state_number(),
-        pad: [0; 6],
+        pad: 0,
+        pad_end: 0,
     });
     entry.submit(0);
     // As often as events, so as bounded as they are. Words of one length spare the verifier a loop.
