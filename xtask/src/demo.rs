@@ -82,6 +82,9 @@ fn tell(daemon: &Path) -> Result<()> {
     // Lets the stranger speak for an address that it does not have, as a forged or misconfigured host does.
     process::output(lab.within(STRANGER, "sysctl").args(["-q", "net.ipv4.ip_nonlocal_bind=1"]))?;
     let events = a.events()?;
+    let caches = [CacheWatch::start(&lab, CLIENT)?, CacheWatch::start(&lab, ROUTER)?];
+    // A monitor says nothing when it has begun to listen; starting one takes some ten milliseconds.
+    pause(Duration::from_millis(200))?;
     let since = Instant::now();
     let address = ADDRESS.to_string();
     let words = ["-U", "-c1", "-I", "eth0", "-s", &address, &address];
@@ -96,6 +99,9 @@ fn tell(daemon: &Path) -> Result<()> {
     events.wait_for("A's defence", |event| event["event"] == "defended")?;
     println!("    A answered back at once, with an announcement of its own");
     ping.wait_until_steady(since)?;
+    for cache in caches {
+        cache.report(A);
+    }
     screen.caches(&lab, A)?;
     ping.report(since);
     drop(events);
@@ -240,6 +246,59 @@ impl Ping {
     }
 }
 
+/// The MACs that a host's neighbour cache has had for the address, as the kernel tells of each change.
+struct CacheWatch {
+    host: &'static str,
+    seen: Arc<Mutex<Vec<(String, Instant)>>>,
+    _running: Running,
+}
+
+impl CacheWatch {
+    fn start(lab: &Lab, host: &'static str) -> Result<Self> {
+        let seen: Arc<Mutex<Vec<_>>> = Arc::default();
+        let into = Arc::clone(&seen);
+        let mut monitor = lab.within(host, "ip");
+        monitor.args(["monitor", "neigh"]);
+        let running = Running::start(monitor, move |moment, line| {
+            if let Some(mac) = entry(line) {
+                into.lock().unwrap_or_else(PoisonError::into_inner).push((mac.to_owned(), moment));
+            }
+        })?;
+        Ok(Self { host, seen, _running: running })
+    }
+
+    /// Says for whom the entry was, and how long, when it was not the owner's.
+    fn report(&self, owner: &str) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for (mac, time) in passages(&seen) {
+            let name = named(mac);
+            if !name.ends_with(&format!("({owner})")) {
+                // Shorter times are those of the monitor and of this program.
+                let time = if time < Duration::from_millis(1) {
+                    "less than 1 ms".into()
+                } else {
+                    format!("{} ms", time.as_millis())
+                };
+                println!("    {}'s neighbour cache was wrong for {time}: at {name}", self.host);
+            }
+        }
+    }
+}
+
+/// The MACs that came and went, and how long each stayed.
+fn passages(seen: &[(String, Instant)]) -> Vec<(&str, Duration)> {
+    let mut changes: Vec<_> = seen.iter().collect();
+    changes.dedup_by(|later, earlier| later.0 == earlier.0);
+    changes.windows(2).map(|pair| (pair[0].0.as_str(), pair[1].1.duration_since(pair[0].1))).collect()
+}
+
+/// The MAC in a line of `ip monitor neigh`, if it is about the address.
+fn entry(line: &str) -> Option<&str> {
+    let (address, rest) = line.split_once(' ')?;
+    let (_, rest) = rest.split_once("lladdr ")?;
+    if address == ADDRESS.to_string() { rest.split(' ').next() } else { None }
+}
+
 /// How many are missing and the longest time between two answers, from the last answer before `since` on.
 fn losses(answers: &[(u32, Instant)], since: Instant) -> (u32, Duration) {
     let first = answers.partition_point(|(_, moment)| *moment < since).saturating_sub(1);
@@ -266,6 +325,17 @@ mod tests {
         assert_eq!(answer("64 bytes from 10.77.0.100: icmp_seq=12 ttl=64 time=0.021 ms (DUP!)"), None);
         assert_eq!(answer("From 10.77.0.21 icmp_seq=12 Destination Host Unreachable"), None);
         assert_eq!(answer("PING 10.77.0.100 (10.77.0.100) 56(84) bytes of data."), None);
+    }
+
+    #[test]
+    fn a_neighbour_entry_that_was_wrong_shows_for_how_long() {
+        let begin = Instant::now();
+        let line = |mac: &str| format!("{ADDRESS} dev eth0 lladdr {mac} STALE ");
+        let at = |mac: &str, ms| (entry(&line(mac)).unwrap().to_owned(), begin + Duration::from_millis(ms));
+        let seen = [at("a", 0), at("a", 1), at("b", 5), at("a", 7), at("a", 9)];
+        assert_eq!(passages(&seen), [("a", Duration::from_millis(5)), ("b", Duration::from_millis(2))]);
+        assert_eq!(entry("10.77.0.11 dev eth0 lladdr 02:00:00:00:00:0a REACHABLE "), None);
+        assert_eq!(entry("10.77.0.100 dev eth0  FAILED "), None);
     }
 
     #[test]
