@@ -139,6 +139,7 @@ enum Show {
 ///
 /// # Errors
 /// Which exit code that is, and the words.
+#[expect(clippy::wildcard_enum_match_arm, reason = "kinds of errors are an open set")]
 pub fn connect(instance: &Instance) -> Result<UnixStream, (Exit, String)> {
     let socket = instance.socket();
     UnixStream::connect(&socket).map_err(|error| match error.kind() {

@@ -43,10 +43,7 @@ fn main() -> ExitCode {
 
 fn runtime() -> Result<tokio::runtime::Runtime, daemon::Stop> {
     // One thread: one task owns the engine, and the others only move bytes to it.
-    tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .map_err(|error| daemon::Stop::failed(error))
+    tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(daemon::Stop::failed)
 }
 
 fn with_runtime(work: impl Future<Output = Exit>) -> Exit {
