@@ -17,7 +17,7 @@ use arpwarden_engine::{
     input::{Claimant, Sighting, SightingKind},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
 };
 use tracing::{debug, error, info, warn};
@@ -260,7 +260,18 @@ pub async fn remove_leftovers(
     Ok(removed)
 }
 
+/// What ends the daemon in order.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
 async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &Lock) -> Result<(), Stop> {
+    // Caught from here on: whatever is done below is undone in order.
+    let signals = Signals {
+        terminate: signal(SignalKind::terminate()).context("watching for SIGTERM")?,
+        interrupt: signal(SignalKind::interrupt()).context("watching for SIGINT")?,
+    };
     let group = arguments.socket_group.as_deref().map(group_id).transpose()?;
     // Subscribed before the first dump, so that no change falls between the two.
     let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
@@ -320,7 +331,7 @@ async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &
         warn!("telling the service manager that the daemon is ready failed: {error}");
     }
     info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
-    daemon.run(events, changes, outcomes, waiting).await
+    daemon.run(events, changes, outcomes, waiting, signals).await
 }
 
 fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {
@@ -386,10 +397,9 @@ impl Daemon {
         mut changes: Changes,
         mut outcomes: mpsc::UnboundedReceiver<Done>,
         mut commands: mpsc::Receiver<Command>,
+        Signals { mut terminate, mut interrupt }: Signals,
     ) -> Result<(), Stop> {
         let mut timer = Timer::new().context("making a timer")?;
-        let mut terminate = signal(SignalKind::terminate()).context("watching for SIGTERM")?;
-        let mut interrupt = signal(SignalKind::interrupt()).context("watching for SIGINT")?;
         let mut give_up_at = None;
         loop {
             self.perform();
