@@ -82,7 +82,7 @@ pub const DYING: Duration = Duration::from_secs(1);
 const EVENTS_AT_ONCE: usize = 64;
 /// Commands that wait for the loop; a client waits beyond it.
 const COMMANDS: usize = 16;
-/// How long an orderly end waits for the kernel to take addresses off, in seconds.
+/// How long an orderly end waits for the kernel to take one more address off.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A registration to be done, in order.
@@ -401,16 +401,18 @@ impl Daemon {
     ) -> Result<(), Stop> {
         let mut timer = Timer::new().context("making a timer")?;
         let mut give_up_at = None;
+        let mut still_there = usize::MAX;
         loop {
             self.perform();
             if self.ending {
-                if self.engine.addresses().next().is_none() {
+                let left = self.engine.addresses().count();
+                if left < still_there {
+                    still_there = left;
+                    give_up_at = Some(clock::now().after(END_PATIENCE));
+                }
+                if left == 0 || give_up_at.is_some_and(|at| clock::now() >= at) {
                     break;
                 }
-                give_up_at.get_or_insert_with(|| clock::now().after(END_PATIENCE));
-            }
-            if give_up_at.is_some_and(|at| clock::now() >= at) {
-                break;
             }
             let wake_at = self.engine.poll_timeout().into_iter().chain(give_up_at).min();
             timer.set(wake_at).context("setting the timer")?;
@@ -450,7 +452,9 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         self.ending = true;
         let keys: Vec<AddressKey> = self.engine.addresses().map(|(key, _)| *key).collect();
-        for key in keys {
+        // Last come, first gone: the first one of a subnet is its primary, and the kernel moves all the others when that
+        // goes (1,000 addresses: 5.1 s in the order of their coming).
+        for key in keys.into_iter().rev() {
             let request = self.new_request();
             self.tell(Input::Offline { request, key, watch: false });
         }
@@ -466,7 +470,7 @@ impl Daemon {
             return Ok(());
         }
         let error = anyhow!(
-            "still on their interfaces after {} s of trying: {}; take them off with 'arpwarden --instance {} unload'",
+            "still on their interfaces, and none taken off for {} s: {}; take them off with 'arpwarden --instance {} unload'",
             END_PATIENCE.as_secs(),
             left.join(", "),
             self.instance.name()

@@ -73,7 +73,8 @@ impl Daemon {
                         .filter(|(_, managed)| managed.state() != State::Watched)
                         .map(|(key, _)| key.address.into())
                         .collect();
-                    all.into_iter().collect()
+                    // Last come, first gone, as at the end of the daemon.
+                    all.into_iter().rev().collect()
                 } else {
                     addresses
                 };
