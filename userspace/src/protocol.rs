@@ -270,7 +270,7 @@ pub fn difference(present: &OnlineSpec, asked: &OnlineSpec) -> String {
         .join("; ")
 }
 
-fn parameters(spec: &OnlineSpec) -> [String; 5] {
+fn parameters(spec: &OnlineSpec) -> [String; 4] {
     let claim = match spec.claim {
         Claim::Probe => "--claim probe".to_owned(),
         Claim::Immediate { check } => format!("--claim immediate --check {}", check.as_millis()),
@@ -284,12 +284,11 @@ fn parameters(spec: &OnlineSpec) -> [String; 5] {
         Defend::Once => "once",
         Defend::Hold => "hold",
     };
-    let adopt = if spec.adopt { "--adopt" } else { "no --adopt" };
+    // `--adopt` and `--wait` say how to begin, not how the address is to be.
     [
         format!("prefix length {}", spec.prefix_length),
         claim,
         format!("--profile {profile}"),
         format!("--defend {defend}"),
-        adopt.to_owned(),
     ]
 }
