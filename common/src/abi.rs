@@ -10,11 +10,13 @@ use crate::{
 };
 
 /// Version of the layouts in this module.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
-/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 88 + 16 bytes a
-/// CPU take 2.4 MiB on two CPUs, allocated once.
+/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 304 + 16 bytes a
+/// CPU take 5.8 MiB on two CPUs, allocated once.
 pub const MAX_ADDRESSES: u32 = 16_384;
+/// Groups of addresses, the one that stands for none included.
+pub const MAX_GROUPS: u32 = 1_024;
 /// Interfaces, bond members included, that can carry the program.
 pub const MAX_PORTS: u32 = 1_024;
 /// MACs of one network namespace.
@@ -53,7 +55,7 @@ pub struct Slot {
     pub vlan: Vlan,
     /// The address.
     pub address: Ipv4,
-    /// Group of the address; 0 for none.
+    /// Group of the address, an index into [`crate::names::GROUPS`]; 0 for none.
     pub group: u32,
 }
 const _: () = assert!(size_of::<Slot>() == 32);
@@ -68,6 +70,47 @@ impl Slot {
         address: Ipv4::UNSPECIFIED,
         group: 0,
     };
+}
+
+/// Addresses that flip together; value of [`crate::names::GROUPS`]. Only user space writes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Group {
+    /// [`Group::SILENT`] or [`Group::ANSWERS`]: one store silences all of them.
+    pub word: u64,
+    /// CLOCK_BOOTTIME in nanoseconds after which none of them may answer; 0 for no lease.
+    pub lease_until_ns: u64,
+}
+const _: () = assert!(size_of::<Group>() == 16);
+
+impl Group {
+    /// Its addresses may not answer. A place of the map that was never written says so too.
+    pub const SILENT: u64 = 0;
+    /// Its addresses answer as their own words say.
+    pub const ANSWERS: u64 = 1;
+}
+
+/// What user space says of itself and of the clock; the only value of [`crate::names::CONTROL`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Control {
+    /// [`ABI_VERSION`] of the maps that are pinned beside it; 0 until they are ready.
+    pub layout: u64,
+    /// CLOCK_BOOTTIME in nanoseconds at which the daemon said last that it lives and has looked at the world; 0:
+    /// never.
+    pub heartbeat_ns: u64,
+    /// CLOCK_BOOTTIME − CLOCK_MONOTONIC in nanoseconds at that time: how long the machine has slept since it
+    /// booted. Another value means that it has slept since.
+    pub slept_ns: u64,
+}
+const _: () = assert!(size_of::<Control>() == 24);
+
+impl Control {
+    /// A heartbeat older than this no longer arms the defence (design: "Who may answer").
+    pub const HEARTBEAT_LASTS_NS: u64 = 30_000_000_000;
+    /// A sleep that is longer disarms it. Two reads of two clocks are microseconds apart, and no machine
+    /// sleeps for so short a time.
+    pub const SLEEP_NS: u64 = 100_000_000;
 }
 
 /// Where an address may be, without a look-up in a hash: value of [`crate::names::HINTS`], whose place for an
@@ -109,12 +152,44 @@ impl Hint {
     }
 }
 
+/// A host that asked for an address lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Asker {
+    /// Its MAC; 0 where there is none.
+    pub mac: MacAddr,
+    /// Its address.
+    pub address: Ipv4,
+    /// Generation of the state word, plus 256, under which it was found to follow us; 0 for none. It follows if it
+    /// asks us by unicast for the address, or answers what we asked it in the address's name.
+    pub followed: u32,
+    /// CLOCK_BOOTTIME in nanoseconds at which it asked last, at most one jiffy early.
+    pub seen_ns: u64,
+    /// CLOCK_BOOTTIME in nanoseconds at which it was found to follow for the first time under that generation.
+    pub followed_ns: u64,
+}
+const _: () = assert!(size_of::<Asker>() == 32);
+
+/// Askers remembered for each address.
+pub const ASKERS: usize = 4;
+/// Defences remembered for each address, so the largest move budget.
+pub const MOVES: usize = 8;
+
 /// What the program knows of an address; value of [`crate::names::RECORDS`].
 ///
-/// The five counts are exact (atomic) and never go down. The rest is kept without locks.
+/// The counts are exact (atomic) and never go down. `defended_ns` is exact as well: whoever defends, program or
+/// daemon, exchanges it first. The rest is kept without locks. User space writes nothing here but `defended_ns`
+/// and, having exchanged that, `moves_ns`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Record {
+    /// Generation of the state word that the program itself has given up, plus 256; 0 for none. Equal generations
+    /// mean that the address may not answer.
+    pub fallen: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// Hosts that asked lately.
+    pub askers: [Asker; ASKERS],
     /// MAC of the latest claim, 0 if there was none: the owner, unless we are.
     pub owner: MacAddr,
     /// CLOCK_BOOTTIME in nanoseconds of the latest claim, at most one jiffy early.
@@ -129,14 +204,20 @@ pub struct Record {
     pub flooded: u64,
     /// How many of `flooded` the events have told.
     pub flood_told: u64,
+    /// Frames that the guard kept in.
+    pub guarded: u64,
+    /// The latest conflict: CLOCK_BOOTTIME in nanoseconds with its lowest byte replaced by the generation of the
+    /// state word. Exchanged, so that of two conflicts one is the second. 0 for none.
+    pub conflict: u64,
+    /// CLOCK_BOOTTIME in nanoseconds of the latest defence; 0 for none. Exchanged by whoever defends.
+    pub defended_ns: u64,
+    /// Times of the latest defences. The one who exchanged `defended_ns` writes its time over the oldest of them
+    /// before DEFEND_INTERVAL is over, so nobody else is there.
+    pub moves_ns: [u64; MOVES],
     /// What was reported lately.
     pub windows: Windows,
-    /// Generation of the state word that the program itself has given up, plus 256; 0 for none.
-    pub fallen: u32,
-    /// Always 0.
-    pub pad: u32,
 }
-const _: () = assert!(size_of::<Record>() == 88);
+const _: () = assert!(size_of::<Record>() == 304 && core::mem::offset_of!(Record, defended_ns) % 8 == 0);
 
 /// What was reported of an address lately, for the bounds of [`crate::report`].
 ///
@@ -216,14 +297,27 @@ pub struct Port {
     pub mac: MacAddr,
     /// Index of the logical interface, the one in [`AddressKey`]: the bond for a bond member, else itself.
     pub interface: u32,
-    /// [`Port::ACCEPT`].
+    /// [`Port::ACCEPT`], [`Port::OBSERVE`].
     pub flags: u32,
+    /// The move budget: defences of an address allowed in `moves_window_s`, 1..=[`MOVES`]; 0 for no budget.
+    pub moves: u32,
+    /// Seconds.
+    pub moves_window_s: u32,
 }
-const _: () = assert!(size_of::<Port>() == 16);
+const _: () = assert!(size_of::<Port>() == 24);
 
 impl Port {
     /// Flag: frames of this port are acted on. Clear on an inactive bond member.
     pub const ACCEPT: u32 = 1;
+    /// Flag: everything is decided, counted and reported, and every frame passes as it was.
+    pub const OBSERVE: u32 = 2;
+    /// No port.
+    pub const VACANT: Self = Self { mac: MacAddr::ZERO, interface: 0, flags: 0, moves: 0, moves_window_s: 0 };
+
+    /// A port of the logical interface `interface` that is acted on, without a move budget.
+    pub const fn accepting(mac: MacAddr, interface: u32) -> Self {
+        Self { mac, interface, flags: Self::ACCEPT, ..Self::VACANT }
+    }
 }
 
 /// A place of [`crate::names::PORTS`], which user space looks after as a hash: a look-up in the kernel's own would
@@ -238,12 +332,11 @@ pub struct PortPlace {
     /// Always 0.
     pub pad: u32,
 }
-const _: () = assert!(size_of::<PortPlace>() == 24);
+const _: () = assert!(size_of::<PortPlace>() == 32);
 
 impl PortPlace {
     /// No port.
-    pub const VACANT: Self =
-        Self { port: Port { mac: MacAddr::ZERO, interface: 0, flags: 0 }, index: 0, pad: 0 };
+    pub const VACANT: Self = Self { port: Port::VACANT, index: 0, pad: 0 };
 
     /// The places where the port with this index may be, whichever is vacant first. Indices that are handed out one
     /// after the other get places apart; a fifth port whose places are all taken is refused.
@@ -308,7 +401,7 @@ pub struct Event {
     pub form: u8,
     /// 1 request, 2 reply.
     pub operation: u8,
-    /// [`Event::REPEAT`], [`Event::OWNER_CHANGED`], [`Event::SIBLING`].
+    /// [`Event::REPEAT`], [`Event::OWNER_CHANGED`], [`Event::SIBLING`], [`Event::DEFENDED`], [`Event::FELL`].
     pub flags: u8,
     /// The [`crate::state::StateWord`]'s generation when the frame came.
     pub generation: u8,
@@ -328,6 +421,10 @@ impl Event {
     pub const OWNER_CHANGED: u8 = 2;
     /// Flag: the own MAC of the echo belongs to another port of this host.
     pub const SIBLING: u8 = 4;
+    /// Flag: the program has answered this claim with our announcement.
+    pub const DEFENDED: u8 = 8;
+    /// Flag: the program has given the address up because of this claim ([`Record::fallen`]).
+    pub const FELL: u8 = 16;
 
     /// Decodes an item of the ring by copy. `None` for a wrong length or a kind, form, operation or state that is
     /// none.
@@ -394,21 +491,25 @@ pub enum Counter {
     Unmanaged = 9,
     /// Passed: came in on a port that is not acted on.
     InactivePort = 10,
+    /// A claim turned into the announcement that answers it, and sent back.
+    Defended = 11,
     /// Claims.
-    Claims = 11,
+    Claims = 12,
     /// Broadcast probes by others for managed addresses.
-    Probes = 12,
+    Probes = 13,
     /// Frames that come back with this port's MAC as sender: echo, loop or clone.
-    Echoes = 13,
+    Echoes = 14,
     /// Frames with the MAC of another port of this host as sender.
-    Siblings = 14,
+    Siblings = 15,
     /// Events that the ring had no room for.
-    EventsLost = 15,
+    EventsLost = 16,
+    /// On the way out: dropped by the guard.
+    Guarded = 17,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = Self::EventsLost as u32 + 1;
+    pub const COUNT: u32 = Self::Guarded as u32 + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -423,11 +524,13 @@ impl Counter {
         Self::NotAnswering,
         Self::Unmanaged,
         Self::InactivePort,
+        Self::Defended,
         Self::Claims,
         Self::Probes,
         Self::Echoes,
         Self::Siblings,
         Self::EventsLost,
+        Self::Guarded,
     ];
 
     /// The name used in `status`.
@@ -444,11 +547,13 @@ impl Counter {
             Self::NotAnswering => "not_answering",
             Self::Unmanaged => "unmanaged",
             Self::InactivePort => "inactive_port",
+            Self::Defended => "defended",
             Self::Claims => "claims",
             Self::Probes => "probes",
             Self::Echoes => "echoes",
             Self::Siblings => "siblings",
             Self::EventsLost => "events_lost",
+            Self::Guarded => "guarded",
         }
     }
 }

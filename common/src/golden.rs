@@ -508,6 +508,7 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         mac: MacAddr::new(PORT_MAC),
         interface: INTERFACE,
         flags: if kind == Kind::InactivePort { 0 } else { Port::ACCEPT },
+        ..Port::VACANT
     };
     let world = World {
         addresses: column.state.map_or(Vec::new(), |state| {

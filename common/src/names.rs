@@ -4,13 +4,15 @@
 pub const XDP_FRAGS: &str = "arpwarden_frags";
 /// The XDP program without multi-buffer support.
 pub const XDP: &str = "arpwarden";
+/// The guard: the tc program for what leaves an interface.
+pub const GUARD: &str = "arpwarden_guard";
 /// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
 pub const ADDRESSES: &str = "ADDRESSES";
 /// Array: [`crate::abi::Hint::place`] of an address → [`crate::abi::Hint`].
 pub const HINTS: &str = "HINTS";
 /// Mmapable array: slot number → [`crate::abi::Slot`]. Only user space writes it.
 pub const SLOTS: &str = "SLOTS";
-/// Array: slot number → [`crate::abi::Record`]. Only the program writes it.
+/// Mmapable array: slot number → [`crate::abi::Record`]. Only the program writes it, but for the permit to defend.
 pub const RECORDS: &str = "RECORDS";
 /// Per-CPU array: slot number → [`crate::abi::AddressCounters`]. Only the program writes it.
 pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
@@ -24,5 +26,24 @@ pub const OWN_MACS: &str = "OWN_MACS";
 pub const COUNTERS: &str = "COUNTERS";
 /// Ring buffer of [`crate::abi::Event`].
 pub const EVENTS: &str = "EVENTS";
+/// Mmapable array: group → [`crate::abi::Group`]. Only user space writes it.
+pub const GROUPS: &str = "GROUPS";
+/// Mmapable array with one [`crate::abi::Control`]. Only user space writes it.
+pub const CONTROL: &str = "CONTROL";
+/// All maps that are pinned: the program's messages have a map of their own for each load.
+pub const PINNED: [&str; 12] = [
+    ADDRESSES,
+    HINTS,
+    SLOTS,
+    RECORDS,
+    ADDRESS_COUNTERS,
+    CLAIMANTS,
+    PORTS,
+    OWN_MACS,
+    COUNTERS,
+    EVENTS,
+    GROUPS,
+    CONTROL,
+];
 /// Read-only global with [`crate::abi::ABI_VERSION`], which the loader compares.
 pub const ABI_VERSION: &str = "ABI_VERSION";

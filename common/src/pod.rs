@@ -25,6 +25,10 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::Record {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for abi::Group {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for abi::Control {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for abi::AddressCounters {}
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::ClaimantKey {}

@@ -77,6 +77,29 @@ impl State {
     }
 }
 
+/// What the program itself does about a conflict over an address that may answer (RFC 5227 §2.4). The numbers are part
+/// of the map layout.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Policy {
+    /// Nothing: that is user space's for now, as in the window in which an `immediate` claim is rolled back.
+    #[default]
+    Leave = 0,
+    /// (a): gives the address up.
+    Yield = 1,
+    /// (b): defends it; gives it up at the second conflict within DEFEND_INTERVAL.
+    Once = 2,
+    /// (c): defends it, at most once in DEFEND_INTERVAL.
+    Hold = 3,
+}
+
+impl Policy {
+    /// The flags that say so in a [`StateWord`].
+    pub const fn flags(self) -> u8 {
+        (self as u8) << StateWord::POLICY_AT
+    }
+}
+
 /// MAC (bits 0–47), state (48–51), flags (52–55) and generation (56–63) of an address in one aligned word, so
 /// that a new MAC and a new state become visible in one store. Only user space writes it.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -88,6 +111,8 @@ impl StateWord {
     pub const VACANT: Self = Self(0);
     /// Flag: the address is configured in this network namespace, so its kernel would answer for it.
     pub const LOCAL: u8 = 1;
+    /// Where the [`Policy`] begins in the flags.
+    const POLICY_AT: u32 = 1;
 
     /// A word of these parts; `flags` must fit four bits, higher bits are dropped.
     pub const fn new(mac: MacAddr, state: State, flags: u8, generation: u8) -> Self {
@@ -142,6 +167,17 @@ impl StateWord {
         self.0 & (Self::LOCAL as u64) << 52 != 0
     }
 
+    /// What the program does about a conflict.
+    #[inline(always)]
+    pub const fn policy(self) -> Policy {
+        match (self.0 >> (52 + Self::POLICY_AT)) & 3 {
+            0 => Policy::Leave,
+            1 => Policy::Yield,
+            2 => Policy::Once,
+            _ => Policy::Hold,
+        }
+    }
+
     /// The generation, which every claim of the address raises.
     pub const fn generation(self) -> u8 {
         (self.0 >> 56) as u8
@@ -154,6 +190,7 @@ impl core::fmt::Debug for StateWord {
             .field("mac", &self.mac())
             .field("state", &self.state())
             .field("local", &self.is_local())
+            .field("policy", &self.policy())
             .field("generation", &self.generation())
             .finish()
     }
@@ -167,12 +204,19 @@ mod tests {
     fn a_word_gives_back_each_of_its_parts() {
         let mac = MacAddr::new([2, 0x11, 0x22, 0x33, 0x44, 0xff]);
         for state in State::ALL {
-            for flags in [0, StateWord::LOCAL] {
+            for (flags, policy) in [
+                (0, Policy::Leave),
+                (StateWord::LOCAL, Policy::Leave),
+                (StateWord::LOCAL | Policy::Once.flags(), Policy::Once),
+                (Policy::Yield.flags(), Policy::Yield),
+                (Policy::Hold.flags(), Policy::Hold),
+            ] {
                 let word = StateWord::new(mac, state, flags, 0xa5);
+                assert_eq!(word.policy(), policy);
                 assert_eq!(word.mac(), mac);
                 assert_eq!(word.state(), Some(state));
                 assert!(word.is(state));
-                assert_eq!(word.is_local(), flags != 0);
+                assert_eq!(word.is_local(), flags & StateWord::LOCAL != 0);
                 assert_eq!(word.generation(), 0xa5);
                 assert_eq!(word.may_answer(), state.may_answer());
                 assert_eq!(State::from_number(state as u8), Some(state));

@@ -2,8 +2,8 @@
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Hint, MAX_ADDRESSES, MAX_CLAIMANTS,
-        MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot,
+        AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Group, Hint, MAX_ADDRESSES,
+        MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot,
     },
     net::{Ipv4, MacAddr},
     state::StateWord,
@@ -23,13 +23,17 @@ static HINTS: Array<Hint> = Array::with_max_entries(Hint::PLACES, 0);
 #[map]
 static SLOTS: Array<Slot> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
 #[map]
-static RECORDS: Array<Record> = Array::with_max_entries(MAX_ADDRESSES, 0);
+static RECORDS: Array<Record> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static ADDRESS_COUNTERS: PerCpuArray<AddressCounters> =
     PerCpuArray::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
 pub(crate) static CLAIMANTS: LruHashMap<ClaimantKey, Claimant> =
     LruHashMap::with_max_entries(MAX_CLAIMANTS, 0);
+#[map]
+pub(crate) static GROUPS: Array<Group> = Array::with_max_entries(MAX_GROUPS, BPF_F_MMAPABLE);
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static PORTS: Array<PortPlace> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]

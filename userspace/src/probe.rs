@@ -112,7 +112,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         wait: std::time::Duration::ZERO,
         adopt: false,
     };
-    let port = Port { mac, interface: link.index, flags: Port::ACCEPT };
+    let port = Port::accepting(mac, link.index);
     let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
     let mut question = Question { key, word: StateWord::VACANT, own_macs };
     if missing_capabilities().contains(&"CAP_NET_RAW") {

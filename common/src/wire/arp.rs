@@ -428,7 +428,7 @@ mod tests {
             if let Parsed::Arp(frame) = parse(bytes.as_slice()) {
                 prop_assert!(frame.arp_at + ArpPacket::LEN <= bytes.len());
                 let port =
-                    Port { mac: MacAddr::new(golden::PORT_MAC), interface: 1, flags: Port::ACCEPT };
+                    Port::accepting(MacAddr::new(golden::PORT_MAC), 1);
                 verdict(&frame, &port, &Everything);
             }
         }

@@ -469,7 +469,7 @@ impl Net {
             Node::Linux(kernel) => kernel.receive(now, &frame, target_mac),
             Node::Warden(warden) => {
                 let mac = warden.kernel.mac;
-                let port = Port { mac, interface: INTERFACE, flags: Port::ACCEPT };
+                let port = Port::accepting(mac, INTERFACE);
                 let decided = verdict(&frame, &port, &Maps(&warden.words, mac));
                 let (sighting, outcome) = (decided.sighting, decided.outcome);
                 let answer = match outcome {

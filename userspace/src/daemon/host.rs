@@ -59,7 +59,7 @@ impl Daemon {
         // From here on what is done is undone by `drop_carrier`.
         self.carriers
             .insert(index, Carrier { name: name.clone(), mode, vlan_tags: vlan_tags.name(), offload });
-        let port = Port { mac, interface: index, flags: Port::ACCEPT };
+        let port = Port::accepting(mac, index);
         let attached = self.datapath.set_port(index, port).map_err(Stop::failed);
         let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
         if let Err(stop) = attached {
@@ -172,7 +172,7 @@ impl Daemon {
             {
                 self.journal.link("mac_changed", &link.name, Some(mac));
                 self.datapath
-                    .set_port(index, Port { mac, interface: index, flags: Port::ACCEPT })
+                    .set_port(index, Port::accepting(mac, index))
                     .map_err(Stop::failed)?;
                 self.tell(Input::Interface {
                     index,

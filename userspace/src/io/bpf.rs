@@ -1350,7 +1350,7 @@ mod tests {
     /// One that acts on test runs.
     fn datapath() -> Datapath {
         let mut datapath = Datapath::load(0).unwrap();
-        datapath.set_port(INDEX, Port { mac: OWN, interface: INDEX, flags: Port::ACCEPT }).unwrap();
+        datapath.set_port(INDEX, Port::accepting(OWN, INDEX)).unwrap();
         datapath.set_own_macs(&BTreeSet::from([OWN])).unwrap();
         datapath
     }
