@@ -17,8 +17,8 @@ use arpwarden_common::{
 use crate::{
     action::{Action, Answer, Event, EventKind, Purpose, Reason},
     input::{
-        Claim, Claimant, Defend, Dice, Interface, MonoTime, OnlineSpec, RequestId, Sighting, SightingKind,
-        nanoseconds,
+        Claim, Claimant, Defend, Dice, Interface, MonoTime, OnlineSpec, Owner, RequestId, Sighting,
+        SightingKind, nanoseconds,
     },
     limits::{Defences, Loudness, OwnerFlaps, Permit},
     pace::{Outbox, Urgent, Wish},
@@ -241,15 +241,6 @@ enum Waiting {
 enum Target {
     Gone(Reason),
     Watched(Reason),
-}
-
-/// The owner of an address, as far as its claims tell.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Owner {
-    /// Who claimed it last.
-    pub claimant: Claimant,
-    /// When (CLOCK_BOOTTIME).
-    pub seen: MonoTime,
 }
 
 /// A managed address.
@@ -1304,7 +1295,7 @@ impl Managed {
             && repairs.sent > 0
         {
             let count = u64::from(repairs.sent);
-            turn.event(self.key, EventKind::Repaired { claimant: repairs.owner, count });
+            turn.event(self.key, EventKind::Repaired { claimant: Some(repairs.owner), count });
         }
     }
 
@@ -1459,6 +1450,7 @@ impl Managed {
             },
             Purpose::Defence => self.defence_sent(flight, result, turn),
             Purpose::Repair => self.repair_sent(flight.tag, result, turn),
+            Purpose::Ask => {}
         }
     }
 
@@ -1681,5 +1673,10 @@ impl Managed {
 /// Whether two claims ask for the same thing. Neither the patience nor where the address came from is a lasting
 /// parameter: a script that says `--adopt` again after its own restart asks for nothing new.
 fn same_claim(a: &OnlineSpec, b: &OnlineSpec) -> bool {
-    a.prefix_length == b.prefix_length && a.claim == b.claim && a.profile == b.profile && a.defend == b.defend
+    a.prefix_length == b.prefix_length
+        && a.claim == b.claim
+        && a.profile == b.profile
+        && a.defend == b.defend
+        && a.register == b.register
+        && a.on_removed == b.on_removed
 }

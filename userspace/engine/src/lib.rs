@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use arpwarden_common::abi::AddressKey;
 
 pub use action::{Action, Answer, Event, EventKind, Purpose, Reason};
-pub use address::{Managed, Owner};
-pub use input::{Dice, Input, Interface, MonoTime, OnlineSpec, RequestId};
+pub use address::Managed;
+pub use input::{Dice, Input, Interface, MonoTime, OnlineSpec, Owner, RequestId};
 
 use address::{Open, OpenOutcomes, Turn};
 use pace::{Outbox, Wish};
@@ -91,6 +91,12 @@ impl Engine {
             Input::Announce { request, key } => {
                 self.command(now, key, request, dice, |address, turn| address.announce(request, turn));
             }
+            Input::Renew { request, key, .. } | Input::Repair { request, key, .. } => {
+                self.command(now, key, request, dice, |address, turn| {
+                    turn.answer(request, Answer::WrongState(address.state()));
+                });
+            }
+            Input::Adopt { .. } | Input::Gone { .. } | Input::ProgramMissing { .. } => {}
             Input::Forget { request } => {
                 if let Some(key) = self.requests.remove(&request)
                     && let Some(address) = self.addresses.get_mut(&key)

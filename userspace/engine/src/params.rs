@@ -39,6 +39,20 @@ pub const SEND_FAILURES: u8 = 5;
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// See [`BACKOFF_MIN`].
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// An address that somebody else takes off the interface is put back so many times in [`RESTORATIONS_WINDOW`]; then
+/// somebody means it, or another tool is at war with us.
+pub const RESTORATIONS: usize = 3;
+/// See [`RESTORATIONS`].
+pub const RESTORATIONS_WINDOW: Duration = Duration::from_secs(60);
+/// The program reads a clock that is late by up to a jiffy (10 ms at HZ=100); the end that it is told is earlier by as
+/// much, so that it never answers beyond the lease.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(10);
+/// A link that is up again within this time was moved, not lost: nobody can have claimed the address and been done
+/// with it (a claim by probes alone takes 200 ms), so announcing again is enough.
+pub const LINK_FLAP: Duration = Duration::from_millis(500);
+/// After a link came up its announcements are repeated once after this time: a switch port forwards only some
+/// 30–75 ms after link up.
+pub const LINK_SETTLE: Duration = Duration::from_millis(100);
 
 /// When the rounds of a plan begin, from its first frame on: the second round is beyond Linux's `locktime`, the
 /// last one reaches what was still booting or converging (keepalived repeats at 5 s too).

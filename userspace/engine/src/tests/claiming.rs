@@ -464,7 +464,10 @@ fn a_claim_soon_after_an_immediate_one_rolls_it_back_silent_first() {
     assert_eq!(repairs.len(), 3);
     assert!(repairs.windows(2).all(|pair| pair[1].0.since(pair[0].0) == ms(1_100)));
     assert!(repairs.iter().all(|(_, frame)| *frame == repair));
-    assert_eq!(rig.news().last(), Some(&event(EventKind::Repaired { claimant: claimant(RIVAL), count: 3 })));
+    assert_eq!(
+        rig.news().last(),
+        Some(&event(EventKind::Repaired { claimant: Some(claimant(RIVAL)), count: 3 }))
+    );
     assert_eq!((rig.state(), rig.managed().reason()), (Some(State::Refused), Reason::RolledBack));
     assert_eq!(rig.frames(Purpose::Defence).len(), 0);
     assert_eq!(rig.engine.poll_timeout(), None);

@@ -23,7 +23,7 @@ use arpwarden_common::{
 use crate::{
     Action, Answer, Dice, Engine, Event, EventKind, Input, Interface, Managed, MonoTime, OnlineSpec, Purpose,
     Reason, RequestId,
-    input::{Claim, Claimant, Defend, Pace, Profile, Sighting, SightingKind},
+    input::{Claim, Claimant, Defend, OnRemoved, Pace, Profile, Register, Sighting, SightingKind},
 };
 
 pub(crate) const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
@@ -31,7 +31,7 @@ pub(crate) const RIVAL: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 9]);
 pub(crate) const OTHER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 8]);
 pub(crate) const KEY: AddressKey =
     AddressKey { interface: 3, vlan: Vlan::UNTAGGED, address: Ipv4::new([192, 0, 2, 10]) };
-pub(crate) const INTERFACE: Interface = Interface { mac: OWN, pace: Pace::Plain, moves: None };
+pub(crate) const INTERFACE: Interface = Interface { mac: OWN, pace: Pace::Plain, moves: None, up: true };
 pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     prefix_length: 24,
     claim: Claim::Probe,
@@ -39,6 +39,9 @@ pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     defend: Defend::Hold,
     wait: Duration::ZERO,
     adopt: false,
+    lease: None,
+    register: Register::Address,
+    on_removed: OnRemoved::Restore,
 };
 
 pub(crate) const fn ms(ms: u64) -> Duration {
@@ -134,9 +137,12 @@ impl Rig {
                 Action::Send { key, purpose, frame } => {
                     self.send.clone().map(|result| Input::Sent { key, purpose, frame, result })
                 }
-                Action::Store { .. } | Action::Remove { .. } | Action::Event(_) | Action::Answer { .. } => {
-                    None
-                }
+                Action::Store { .. }
+                | Action::Lease { .. }
+                | Action::Remember { .. }
+                | Action::Remove { .. }
+                | Action::Event(_)
+                | Action::Answer { .. } => None,
             };
             if let Some(outcome) = outcome {
                 self.engine.handle(self.now, outcome, &mut self.dice);
@@ -219,6 +225,8 @@ impl Rig {
             repeat: false,
             owner_changed: kind == SightingKind::Claim,
             at: self.now,
+            defended: false,
+            fell: false,
         }
     }
 

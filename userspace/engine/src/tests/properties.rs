@@ -36,6 +36,7 @@ fn specs() -> impl Strategy<Value = OnlineSpec> {
             defend,
             wait,
             adopt,
+            ..SPEC
         })
 }
 
@@ -48,7 +49,7 @@ fn interfaces() -> impl Strategy<Value = Interface> {
         Some(MoveBudget { moves: 2, window: Duration::ZERO }),
     ];
     (select(vec![OWN, OTHER]), select(vec![Pace::Plain, Pace::Inspected]), select(moves))
-        .prop_map(|(mac, pace, moves)| Interface { mac, pace, moves })
+        .prop_map(|(mac, pace, moves)| Interface { mac, pace, moves, up: true })
 }
 
 /// What may happen to an engine.
@@ -144,7 +145,12 @@ fn outcome(action: &Action, ok: bool) -> Option<Input> {
         Action::Register { key, .. } => Some(Input::Registered { key, result }),
         Action::Deregister { key, .. } => Some(Input::Deregistered { key, result }),
         Action::Send { key, purpose, frame } => Some(Input::Sent { key, purpose, frame, result }),
-        Action::Store { .. } | Action::Remove { .. } | Action::Event(_) | Action::Answer { .. } => None,
+        Action::Store { .. }
+        | Action::Lease { .. }
+        | Action::Remember { .. }
+        | Action::Remove { .. }
+        | Action::Event(_)
+        | Action::Answer { .. } => None,
     }
 }
 
@@ -155,6 +161,8 @@ fn key_of_action(action: &Action) -> Option<AddressKey> {
         | Action::Deregister { key, .. }
         | Action::Send { key, .. }
         | Action::Store { key, .. }
+        | Action::Lease { key, .. }
+        | Action::Remember { key, .. }
         | Action::Remove { key } => Some(*key),
         Action::Event(event) => Some(event.key),
         Action::Answer { .. } => None,
@@ -224,6 +232,7 @@ impl Bench {
                         "watched and registered"
                     );
                 }
+                Action::Lease { .. } | Action::Remember { .. } => {}
                 Action::Remove { key } => {
                     let known = self.ghosts.remove(key) || self.words.remove(key).is_some();
                     assert!(known, "removed without being installed");
@@ -338,6 +347,8 @@ impl Bench {
                     owner_changed,
                     // Mostly of the past, now and then of the future.
                     at: if count == 7 { self.now.after(age) } else { MonoTime(self.now.0 - nanos(age)) },
+                    defended: false,
+                    fell: false,
                 };
                 self.input(Input::Seen { key: numbered(n), sighting });
             }
