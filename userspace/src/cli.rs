@@ -169,6 +169,8 @@ pub struct Online {
 
 /// The longest `--wait`: a day.
 const MAX_WAIT: f64 = 86_400.0;
+/// The same in milliseconds.
+pub const MAX_WAIT_MS: u64 = 86_400_000;
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

@@ -117,6 +117,12 @@ impl Lock {
         Ok(())
     }
 
+    /// Ends being the instance and leaves its files to the next one, but for the socket, which would seem to say that
+    /// somebody answers.
+    pub fn close(self) {
+        let _ = fs::remove_file(self.instance.socket());
+    }
+
     /// Opens the state file, with what an earlier run has left in it.
     ///
     /// # Errors
