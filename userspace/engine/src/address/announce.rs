@@ -11,7 +11,7 @@ use crate::{
     action::{Answer, EventKind, Purpose, Reason},
     input::MonoTime,
     pace::Wish,
-    params::{ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY},
+    params::{self, ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY},
     plan::{Failure, Plan},
 };
 
@@ -51,11 +51,16 @@ impl Managed {
     }
 
     pub(super) fn start_plan_if_installed(&mut self, turn: &mut Turn<'_>) {
+        self.start_plan(false, turn);
+    }
+
+    /// `link_up`: its link has just come up.
+    pub(super) fn start_plan(&mut self, link_up: bool, turn: &mut Turn<'_>) {
         let Some(spec) = self.spec else { return };
         if self.slot != Slot::Installed {
             return; // the first frame comes after the word
         }
-        self.plan = Some(Plan::new(turn.tag(), spec.profile));
+        self.plan = Some(Plan::new(turn.tag(), params::rounds(spec.profile, link_up)));
         self.queue_plan(turn);
     }
 
@@ -150,8 +155,15 @@ impl Managed {
     /// 1.1 s without a claim.
     pub(super) fn close_window(&mut self, turn: &mut Turn<'_>) {
         self.window = Window::None;
+        self.publish(turn); // the program may defend it now
         self.refusals = 0;
         self.answer_online(turn, &Answer::Done);
+    }
+
+    /// A probe leaves behind the first announcement.
+    pub(super) fn want_question(&mut self) {
+        self.question = Question::Wanted;
+        self.question_failures = 0;
     }
 
     pub(super) fn ask_behind(&mut self, turn: &mut Turn<'_>) {

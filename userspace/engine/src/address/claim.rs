@@ -7,15 +7,16 @@ use arpwarden_common::{state::State, wire::arp::Outgoing};
 use super::{
     Managed, Slot,
     announce::{Question, Window},
+    link::Resume,
     registration::{Registration, Target},
-    turn::{Open, Turn},
+    turn::Turn,
     waiting::Waiting,
 };
 use crate::{
-    action::{Action, Answer, Purpose, Reason},
-    input::{Claim, Claimant, MonoTime},
+    action::{Answer, EventKind, Purpose, Reason},
+    input::{Claim, Claimant, MonoTime, OnlineSpec, Profile, Register},
     pace::Wish,
-    params::{self, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES, SEND_RETRY},
+    params::{self, BACKOFF_MIN, LINK_SETTLE, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES, SEND_RETRY},
 };
 
 /// How far a claim is; it exists in state `probing` only.
@@ -46,12 +47,22 @@ pub(super) struct Attempt {
 impl Managed {
     /// Begins an attempt at a claim.
     pub(super) fn begin(&mut self, reason: Reason, turn: &mut Turn<'_>) {
-        if reason == Reason::Retry {
-            self.generation = self.generation.wrapping_add(1);
+        if reason != Reason::Commanded {
+            self.renew_generation(turn);
         }
         self.retry = None;
+        if !turn.interface.up {
+            self.resume = if self.recheck { Resume::Probe } else { Resume::Claim };
+            self.attempt = None;
+            self.step(State::Suspended, Reason::LinkDown, turn);
+            return;
+        }
+        self.resume = Resume::Never;
         self.attempt = Some(Attempt { step: Step::Settling, failures: 0 });
-        self.step(State::Probing, reason, turn);
+        let from = self.enter(State::Probing, reason, turn);
+        if from != State::Probing {
+            turn.event(self.key, EventKind::State { from: Some(from), to: Some(State::Probing), reason });
+        }
         self.settle(turn);
     }
 
@@ -68,17 +79,22 @@ impl Managed {
     /// Goes on with an attempt as soon as nothing of the address's past is in its way.
     pub(super) fn settle(&mut self, turn: &mut Turn<'_>) {
         let healed = self.repairs.is_none_or(|repairs| repairs.done > 0);
-        let clear = self.slot == Slot::Installed && self.registration == Registration::Absent && healed;
+        // It is on the interface already, shielded, if its link was down in the meantime.
+        let registered = matches!(self.registration, Registration::Absent | Registration::Present);
+        let clear = self.slot == Slot::Installed && registered && healed;
         if !(clear && self.is_at(Step::Settling)) {
             return;
         }
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.attempted() else { return };
         let questions = params::questions(&spec);
         if questions.probes == 0 {
             self.register(turn);
             return;
         }
-        let due = turn.after(Duration::ZERO, questions.wait_max);
+        let mut due = turn.after(Duration::ZERO, questions.wait_max);
+        if self.reason == Reason::LinkUp {
+            due = due.after(LINK_SETTLE); // what the switch does not forward is not answered either
+        }
         self.go_to(Step::Waiting { due, sent: 0 });
         self.ask_if_due(turn);
     }
@@ -108,7 +124,7 @@ impl Managed {
 
     /// A probe of the claim has left, or has not.
     pub(super) fn probed(&mut self, sent: u8, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.attempted() else { return };
         let questions = params::questions(&spec);
         match result {
             Ok(()) => {
@@ -122,6 +138,19 @@ impl Managed {
             }
             Err(why) => {
                 let failures = self.attempt.map_or(0, |attempt| attempt.failures).saturating_add(1);
+                if failures >= SEND_FAILURES && self.recheck {
+                    // It was ours, and nobody says otherwise.
+                    let what = format!(
+                        "probing for {} after its link came up: {SEND_FAILURES} probes in a row could not be sent: \
+                         {why}; it stays silent and is tried again in {} s",
+                        self.key.address,
+                        BACKOFF_MIN.as_secs()
+                    );
+                    self.fail(what, turn);
+                    let step = Step::Waiting { due: turn.now.after(BACKOFF_MIN), sent };
+                    self.attempt = Some(Attempt { step, failures: 0 });
+                    return;
+                }
                 if failures >= SEND_FAILURES {
                     let what = format!(
                         "probing for {}: {SEND_FAILURES} probes in a row could not be sent: {why}; \
@@ -140,27 +169,40 @@ impl Managed {
     /// Nobody objected: shield first, then the kernel.
     pub(super) fn register(&mut self, turn: &mut Turn<'_>) {
         let Some(spec) = self.spec else { return };
+        if spec.register == Register::None || self.registration == Registration::Present {
+            self.take(turn);
+            return;
+        }
         self.go_to(Step::Registering);
-        let tag = turn.tag();
-        self.registration = Registration::Registering { tag };
+        if let Registration::Registering { .. } = self.registration {
+            return; // it is being put back already
+        }
         self.registered_prefix = spec.prefix_length;
-        self.publish(turn);
-        turn.open(self.key, Open::Register { tag });
-        turn.actions.push_back(Action::Register { key: self.key, prefix_length: spec.prefix_length });
+        self.ask_to_add(false, turn);
+    }
+
+    /// How the attempt under way asks.
+    fn attempted(&self) -> Option<OnlineSpec> {
+        let spec = self.spec?;
+        Some(if self.recheck {
+            OnlineSpec { claim: Claim::Probe, profile: Profile::Fast, ..spec }
+        } else {
+            spec
+        })
     }
 
     /// The kernel has it: ours.
     pub(super) fn take(&mut self, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.attempted() else { return };
         self.attempt = None;
+        self.recheck = false;
         self.stop_repairs(turn);
         let mut reason = Reason::ProbesUnanswered;
         if let Claim::Immediate { check } = spec.claim {
             self.window = Window::Ahead;
             if check.is_zero() {
                 reason = Reason::Commanded;
-                self.question = Question::Wanted;
-                self.question_failures = 0;
+                self.want_question();
             }
         }
         if self.window == Window::None {
@@ -202,11 +244,10 @@ impl Managed {
 
     /// The claim can't be carried out.
     pub(super) fn fail_claim(&mut self, what: String, turn: &mut Turn<'_>) {
-        self.attempt = None;
-        self.fail(what.clone(), turn);
-        self.answer_online(turn, &Answer::Failed(what));
         let target =
             if self.was_watched { Target::Watched(Reason::Failed) } else { Target::Gone(Reason::Failed) };
         self.release(target, Reason::Failed, turn);
+        self.fail(what.clone(), turn);
+        self.answer_online(turn, &Answer::Failed(what));
     }
 }

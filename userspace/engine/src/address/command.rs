@@ -4,26 +4,37 @@ use arpwarden_common::state::State;
 
 use super::{
     Managed, Slot,
-    announce::Question,
+    link::{Resume, link_is_down},
     registration::{Registration, Target},
     turn::Turn,
     waiting::Waiting,
 };
 use crate::{
     action::{Answer, Reason},
-    input::{OnlineSpec, RequestId},
+    input::{OnlineSpec, Register, RequestId},
     params::BACKOFF_MIN,
 };
 
 impl Managed {
     pub(crate) fn online(&mut self, request: RequestId, spec: OnlineSpec, turn: &mut Turn<'_>) {
         let same = self.spec.is_some_and(|present| same_claim(&present, &spec));
+        let unclaimed = match self.state {
+            State::Watched => true,
+            State::Refused | State::Lost => !self.is_awaited(),
+            State::Suspended => self.resume == Resume::Never,
+            State::Probing | State::Announcing | State::Online | State::Contested | State::Yielding => false,
+        };
         match self.state {
-            State::Watched => self.claim(request, spec, turn),
-            State::Refused | State::Lost if !self.is_awaited() => self.claim(request, spec, turn),
-            State::Yielding | State::Suspended => turn.answer(request, Answer::WrongState(self.state)),
-            State::Refused
+            _ if !turn.interface.up && spec.wait.is_zero() && !self.state.may_answer() => {
+                let what = link_is_down(&self.key);
+                turn.answer(request, Answer::Failed(what));
+            }
+            _ if unclaimed => self.claim(request, spec, turn),
+            State::Yielding => turn.answer(request, Answer::WrongState(self.state)),
+            State::Watched
+            | State::Refused
             | State::Lost
+            | State::Suspended
             | State::Probing
             | State::Announcing
             | State::Online
@@ -31,17 +42,26 @@ impl Managed {
                 match self.spec {
                     Some(present) if !same => turn.answer(request, Answer::Differs { present }),
                     _ if self.state.may_answer() && self.announced => {
+                        self.renew_if_asked(&spec, turn);
                         turn.answer(request, Answer::Already(self.state));
                     }
                     _ => {
+                        self.renew_if_asked(&spec, turn);
                         self.wait_online(request, spec.wait, turn);
-                        if !self.state.may_answer() && self.state != State::Probing {
+                        if let State::Refused | State::Lost = self.state {
                             // Somebody wants it now: no reason to sit out the wait before the next attempt.
                             self.begin(Reason::Retry, turn);
                         }
                     }
                 }
             }
+        }
+    }
+
+    /// The same claim again, with a lease, renews.
+    fn renew_if_asked(&mut self, spec: &OnlineSpec, turn: &mut Turn<'_>) {
+        if let Some(lease) = spec.lease {
+            self.extend_lease(lease, turn);
         }
     }
 
@@ -63,22 +83,26 @@ impl Managed {
         }
         self.was_watched = self.state == State::Watched;
         self.answer_all(turn, |what| matches!(what, Waiting::Watch), &Answer::Superseded);
-        self.start_claim(spec);
+        self.start_claim(spec, turn);
         self.wait_online(request, spec.wait, turn);
-        if !spec.adopt {
+        if !spec.adopt || !turn.interface.up {
             self.begin(Reason::Commanded, turn);
             return;
         }
         self.stop_repairs(turn);
-        self.take_over(spec.prefix_length);
+        self.take_over(&spec);
         self.step(State::Announcing, Reason::Adopted, turn);
         self.start_plan_if_installed(turn);
     }
 
     /// Sets what holds for the whole claim.
-    pub(super) fn start_claim(&mut self, spec: OnlineSpec) {
+    pub(super) fn start_claim(&mut self, spec: OnlineSpec, turn: &mut Turn<'_>) {
         self.spec = Some(spec);
-        self.generation = self.generation.wrapping_add(1);
+        self.remember(turn);
+        self.set_lease(spec.lease, turn);
+        self.renew_generation(turn);
+        self.resume = Resume::Never;
+        self.recheck = false;
         self.refused_by = None;
         self.last_error = None;
         self.conflict = None;
@@ -87,12 +111,13 @@ impl Managed {
     }
 
     /// The kernel has it already.
-    pub(super) fn take_over(&mut self, prefix_length: u8) {
+    pub(super) fn take_over(&mut self, spec: &OnlineSpec) {
         self.local = true;
-        self.registered_prefix = prefix_length;
-        self.registration = Registration::Present;
-        self.question = Question::Wanted;
-        self.question_failures = 0;
+        if spec.register == Register::Address {
+            self.registered_prefix = spec.prefix_length;
+            self.registration = Registration::Present;
+        }
+        self.want_question();
     }
 
     pub(crate) fn offline(&mut self, request: RequestId, watch: bool, turn: &mut Turn<'_>) {
@@ -117,9 +142,9 @@ impl Managed {
             | State::Refused
             | State::Lost => {
                 self.wait(Some(request), Waiting::Release, turn);
-                self.answer_online(turn, &Answer::Superseded);
-                self.answer_all(turn, |what| matches!(what, Waiting::Watch), &Answer::Superseded);
                 self.release(target, Reason::Commanded, turn);
+                let superseded = |what: &Waiting| matches!(what, Waiting::Online { .. } | Waiting::Watch);
+                self.answer_all(turn, superseded, &Answer::Superseded);
             }
         }
     }
@@ -131,6 +156,7 @@ impl Managed {
             }
             State::Watched => self.wait(Some(request), Waiting::Watch, turn),
             State::Refused | State::Lost => self.offline(request, true, turn),
+            State::Suspended if self.resume == Resume::Never => self.offline(request, true, turn),
             State::Probing
             | State::Announcing
             | State::Online

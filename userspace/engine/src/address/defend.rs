@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     action::{Answer, EventKind, Purpose, Reason},
-    input::{Claimant, MonoTime},
+    input::{Claimant, MonoTime, Sighting},
     limits::Permit,
     pace::{Urgent, Wish},
     params::{SEND_FAILURES, SEND_RETRY},
@@ -23,7 +23,7 @@ pub(super) enum Defence {
     /// Waits for its turn in the outbox.
     Queued { claimant: Claimant },
     /// Its outcome is open.
-    Flying { claimant: Claimant, tag: u64 },
+    Flying { claimant: Claimant, tag: u64, at: MonoTime },
     /// It failed, or the interval forbade it: at `due`.
     Due { claimant: Claimant, due: MonoTime },
 }
@@ -67,7 +67,7 @@ impl Managed {
     pub(super) fn launch_defence(&mut self, turn: &mut Turn<'_>) -> bool {
         let Defence::Queued { claimant } = self.defence else { return false };
         let tag = turn.tag();
-        self.defence = Defence::Flying { claimant, tag };
+        self.defence = Defence::Flying { claimant, tag, at: turn.now };
         self.challenger = None;
         self.defended.record(turn.now, turn.interface.moves);
         turn.send(self.key, Purpose::Defence, self.announcement(turn), tag, 0);
@@ -75,7 +75,7 @@ impl Managed {
     }
 
     pub(super) fn defence_sent(&mut self, flight: &Flight, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Defence::Flying { claimant, tag } = self.defence else { return };
+        let Defence::Flying { claimant, tag, at } = self.defence else { return };
         if tag != flight.tag {
             return;
         }
@@ -94,7 +94,7 @@ impl Managed {
             }
             Err(why) => {
                 let claimant = self.challenger.take().unwrap_or(claimant);
-                self.defended.take_back();
+                self.defended.take_back(at);
                 if self.state == State::Contested {
                     // It spent nothing after all.
                     self.challenger = Some(claimant);
@@ -117,6 +117,20 @@ impl Managed {
         }
     }
 
+    /// The program has defended it: nothing is left to be answered to.
+    pub(super) fn defended_by_program(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
+        self.defended.record(sighting.at, turn.interface.moves);
+        self.defences += 1;
+        match self.defence {
+            // Its outcome will tell: of the two only one has left.
+            Defence::Flying { .. } => {}
+            Defence::None | Defence::Queued { .. } | Defence::Due { .. } => self.defence = Defence::None,
+        }
+        self.challenger = None;
+        let (claimant, own_mac) = (sighting.claimant, self.word.mac());
+        turn.event(self.key, EventKind::Defended { claimant, own_mac });
+    }
+
     /// The move budget allows a defence again.
     pub(super) fn uncontest(&mut self, turn: &mut Turn<'_>) {
         if let Some(free) = self.defended.spent_until(turn.now, turn.interface.moves) {
@@ -130,7 +144,7 @@ impl Managed {
         let to = if self.plan.is_some() { State::Announcing } else { State::Online };
         self.step(to, Reason::MoveBudgetFree, turn);
         self.queue_plan(turn);
-        // The claim that spent the budget was not answered either, so there always is one.
+        // The claim that spent the budget was not answered either, unless the program has done it meanwhile.
         if let Some(challenger) = self.challenger.take() {
             self.defend(challenger, turn);
         }

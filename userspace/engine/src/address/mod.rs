@@ -4,10 +4,14 @@
 //! kernel (at most one request open at a time; what it is *wanted* to be follows from the state), and what waits
 //! to be sent. Every wait has a deadline ([`Managed::deadline`]) or an outcome to come.
 
+mod adopt;
 mod announce;
+mod ask;
 mod claim;
 mod command;
 mod defend;
+mod lease;
+mod link;
 mod registration;
 mod repair;
 mod seen;
@@ -15,25 +19,29 @@ mod timing;
 mod turn;
 mod waiting;
 
+pub(crate) use lease::no_lease;
+pub(crate) use link::link_is_down;
 pub(crate) use turn::{Open, OpenOutcomes, Turn};
 
 use arpwarden_common::{
     abi::AddressKey,
-    state::{State, StateWord},
+    state::{Policy, State, StateWord},
 };
 
 use self::{
     announce::{Question, Window},
+    ask::Asks,
     claim::{Attempt, Step},
     defend::Defence,
-    registration::{Registration, Target},
+    link::Resume,
+    registration::{Doubt, Registration, Target},
     repair::Repairs,
     waiting::{Waiter, Waiting},
 };
 use crate::{
     action::{Action, Answer, EventKind, Reason},
-    input::{Claimant, MonoTime, OnlineSpec, Owner, RequestId},
-    limits::{Defences, Loudness, OwnerFlaps},
+    input::{Claimant, Defend, Interface, MonoTime, OnlineSpec, Owner, RequestId},
+    limits::{Defences, Loudness, OwnerFlaps, Restorations},
     plan::Plan,
 };
 
@@ -54,14 +62,30 @@ pub struct Managed {
     since: MonoTime,
     reason: Reason,
     spec: Option<OnlineSpec>,
+    /// What was written down of `spec`.
+    remembered: Option<OnlineSpec>,
     generation: u8,
+    /// Since when the word carries it.
+    generation_since: MonoTime,
+    /// The address may be answered until then.
+    lease: Option<MonoTime>,
+    /// The lease that the datapath was told last.
+    told_lease: Option<MonoTime>,
     local: bool,
+    /// When the kernel acknowledged the latest change that we asked for, or when this life of the address began.
+    acknowledged: MonoTime,
+    doubt: Doubt,
     slot: Slot,
     /// The word that the datapath was told last.
     word: StateWord,
     registration: Registration,
     /// Prefix length of the registration, 1..=32; a later claim may ask for another one.
     registered_prefix: u8,
+    restorations: Restorations,
+    /// How a suspended address goes on.
+    resume: Resume,
+    /// The address was ours before its link went down and is probed for again: a conflict loses it.
+    recheck: bool,
     attempt: Option<Attempt>,
     /// A refused claim goes on at that time.
     retry: Option<MonoTime>,
@@ -86,6 +110,7 @@ pub struct Managed {
     /// The latest claim that was not answered by a defence (state `contested`).
     challenger: Option<Claimant>,
     repairs: Option<Repairs>,
+    asks: Option<Asks>,
     target: Target,
     owner: Option<Owner>,
     flaps: OwnerFlaps,
@@ -123,6 +148,11 @@ impl Managed {
     /// The generation of its claim, which the state word carries.
     pub fn generation(&self) -> u8 {
         self.generation
+    }
+
+    /// End of its lease (CLOCK_BOOTTIME), past or to come; `None`: no lease.
+    pub fn lease_until(&self) -> Option<MonoTime> {
+        self.lease
     }
 
     /// Configured in this network namespace, as far as the engine knows.
@@ -198,12 +228,21 @@ impl Managed {
             since: turn.now,
             reason,
             spec: None,
+            remembered: None,
             generation: 0,
+            generation_since: turn.now,
+            lease: None,
+            told_lease: None,
             local: false,
+            acknowledged: turn.now,
+            doubt: Doubt::None,
             slot: Slot::Installing { tag },
             word: StateWord::VACANT,
             registration: Registration::Absent,
             registered_prefix: 32,
+            restorations: Restorations::default(),
+            resume: Resume::Never,
+            recheck: false,
             attempt: None,
             retry: None,
             refusals: 0,
@@ -222,6 +261,7 @@ impl Managed {
             contested_until: None,
             challenger: None,
             repairs: None,
+            asks: None,
             target: Target::Gone(Reason::Commanded),
             owner: None,
             flaps: OwnerFlaps::default(),
@@ -240,6 +280,12 @@ impl Managed {
             turn.open(self.key, Open::Install { tag });
         }
         self.word = self.wanted_word(turn);
+        if self.word.may_answer() && self.lease.is_some() {
+            // The lease can't be told before the slot is there. An adopted address stays answered by its kernel until
+            // then: `watched` is never shielded.
+            let flags = if self.local { StateWord::LOCAL } else { 0 };
+            self.word = StateWord::new(turn.interface.mac, State::Watched, flags, self.generation);
+        }
         turn.actions.push_back(Action::Install { key: self.key, word: self.word });
         let kind = EventKind::State { from: None, to: Some(self.state), reason: self.reason };
         turn.event(self.key, kind);
@@ -260,18 +306,27 @@ impl Managed {
         spec: OnlineSpec,
         turn: &mut Turn<'_>,
     ) -> Self {
-        let (state, reason) = if spec.adopt {
+        let (state, reason) = if !turn.interface.up {
+            (State::Suspended, Reason::LinkDown)
+        } else if spec.adopt {
             (State::Announcing, Reason::Adopted)
         } else {
             (State::Probing, Reason::Commanded)
         };
         let mut address = Self::new(key, state, reason, turn);
-        address.start_claim(spec);
+        address.local = spec.adopt;
+        address.start_claim(spec, turn);
         address.wait_online(request, spec.wait, turn);
-        if spec.adopt {
-            address.take_over(spec.prefix_length);
-        } else {
-            address.attempt = Some(Attempt { step: Step::Settling, failures: 0 });
+        match state {
+            State::Suspended => address.resume = Resume::Claim,
+            State::Announcing => address.take_over(&spec),
+            State::Watched
+            | State::Probing
+            | State::Online
+            | State::Contested
+            | State::Yielding
+            | State::Refused
+            | State::Lost => address.attempt = Some(Attempt { step: Step::Settling, failures: 0 }),
         }
         address.install(turn);
         address
@@ -281,20 +336,69 @@ impl Managed {
 /// Words and steps.
 impl Managed {
     /// The word that says what is so now. An address that the kernel has, or may be about to have, is marked local
-    /// as soon as it may not answer: silence must not depend on which report comes first.
+    /// as soon as it may not answer: silence must not depend on which report comes first. One that is being put
+    /// back on its interface is marked too: the program may give it up by itself at any time.
     fn wanted_word(&self, turn: &Turn<'_>) -> StateWord {
-        let shielded = self.registration != Registration::Absent && !self.state.may_answer();
-        let flags = if self.local || shielded { StateWord::LOCAL } else { 0 };
-        StateWord::new(turn.interface.mac, self.state, flags, self.generation)
+        let shielded = match self.registration {
+            Registration::Absent => false,
+            Registration::Registering { .. } => true,
+            Registration::Present | Registration::Deregistering { .. } | Registration::Refused { .. } => {
+                !self.state.may_answer()
+            }
+        };
+        let local = if self.local || shielded { StateWord::LOCAL } else { 0 };
+        StateWord::new(turn.interface.mac, self.state, local | self.policy().flags(), self.generation)
     }
 
-    /// Tells the datapath, if there is something new to tell.
+    /// What the program does about a conflict by itself. While any claim takes ours back it must leave it alone: a
+    /// defence would be an answer to the owner that we are about to step aside for.
+    fn policy(&self) -> Policy {
+        match self.spec {
+            Some(spec) if self.state.may_answer() && self.window == Window::None => match spec.defend {
+                Defend::Yield => Policy::Yield,
+                Defend::Once => Policy::Once,
+                Defend::Hold => Policy::Hold,
+            },
+            _ => Policy::Leave,
+        }
+    }
+
+    /// Tells the datapath, if there is something new to tell: silence before all else, a lease before the word that
+    /// it bounds.
     fn publish(&mut self, turn: &mut Turn<'_>) {
+        if self.slot != Slot::Installed || self.gone {
+            return;
+        }
         let word = self.wanted_word(turn);
-        if self.slot == Slot::Installed && word != self.word && !self.gone {
+        if word.may_answer() {
+            self.tell_lease(turn);
+        }
+        if word != self.word {
             self.word = word;
             turn.actions.push_back(Action::Store { key: self.key, word });
         }
+        self.tell_lease(turn);
+    }
+
+    fn tell_lease(&mut self, turn: &mut Turn<'_>) {
+        if self.told_lease != self.lease {
+            self.told_lease = self.lease;
+            turn.actions.push_back(Action::Lease { key: self.key, until: self.lease });
+        }
+    }
+
+    /// Has written down how the address is claimed, if that is new.
+    fn remember(&mut self, turn: &mut Turn<'_>) {
+        if self.remembered != self.spec {
+            self.remembered = self.spec;
+            turn.actions.push_back(Action::Remember { key: self.key, spec: self.spec });
+        }
+    }
+
+    /// The word gets another generation: what the program gave up under the old one is claimable again.
+    fn renew_generation(&mut self, turn: &Turn<'_>) {
+        self.generation = self.generation.wrapping_add(1);
+        self.generation_since = turn.now;
     }
 
     /// Goes to another state: the datapath hears of it first, the world second.
@@ -309,10 +413,10 @@ impl Managed {
         self.state = to;
         self.since = turn.now;
         self.reason = reason;
+        self.publish(turn);
         if !to.may_answer() {
             self.lay_down(turn);
         }
-        self.publish(turn);
         from
     }
 
@@ -324,14 +428,17 @@ impl Managed {
         self.defence = Defence::None;
         self.contested_until = None;
         self.challenger = None;
+        self.stop_asking(turn);
         let state = self.state;
-        self.answer_all(turn, |what| matches!(what, Waiting::Announce), &Answer::WrongState(state));
+        let over = |what: &Waiting| matches!(what, Waiting::Announce | Waiting::Repair);
+        self.answer_all(turn, over, &Answer::WrongState(state));
     }
 
     /// Ends the address.
     fn vanish(&mut self, reason: Reason, turn: &mut Turn<'_>) {
-        self.stop_repairs(turn);
         turn.actions.push_back(Action::Remove { key: self.key });
+        self.stop_repairs(turn);
+        self.stop_asking(turn);
         self.forget_state(reason, turn);
     }
 
@@ -381,15 +488,24 @@ impl Managed {
         }
     }
 
-    /// The interface has changed; `mac_changed`: it has another MAC.
-    pub(crate) fn interface_changed(&mut self, mac_changed: bool, turn: &mut Turn<'_>) {
+    /// The interface has changed from what it was `before`.
+    pub(crate) fn interface_changed(&mut self, before: &Interface, turn: &mut Turn<'_>) {
+        match (before.up, turn.interface.up) {
+            (true, false) => self.link_down(turn),
+            (false, true) => self.link_up(turn),
+            (true, true) | (false, false) => {}
+        }
+        if self.gone {
+            return;
+        }
+        let mac_changed = before.mac != turn.interface.mac;
         self.publish(turn);
         if self.state == State::Contested {
             if mac_changed {
                 self.start_plan_if_installed(turn);
             }
             self.uncontest(turn);
-        } else if mac_changed && self.state.may_answer() {
+        } else if mac_changed && self.state.may_answer() && before.up {
             self.announce_again(Reason::MacChanged, turn);
         }
     }

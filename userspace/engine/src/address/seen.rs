@@ -12,7 +12,7 @@ use crate::{
     action::{Answer, EventKind, Reason},
     input::{Defend, Owner, Sighting, SightingKind},
     pace::{Urgent, Wish},
-    params::{DEFEND_INTERVAL, ONCE_MARGIN},
+    params::{DEFEND_INTERVAL, LEASE_MARGIN, ONCE_MARGIN},
     plan::Plan,
 };
 
@@ -47,18 +47,29 @@ impl Managed {
     pub(super) fn seen_claim(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let first_owner = self.owner.is_none();
         self.owner = Some(Owner { claimant: sighting.claimant, seen: sighting.at });
+        // Not under an earlier generation, which the word has left since. The stamp is up to a jiffy early.
+        let fell = sighting.fell && sighting.at.after(LEASE_MARGIN) >= self.generation_since;
         match self.state {
             State::Probing => self.refused(sighting, Reason::Claimed, turn),
             State::Announcing | State::Online | State::Contested => {
-                if self.window == Window::None {
-                    self.challenged(sighting, turn);
-                } else {
+                if self.window != Window::None {
                     self.roll_back(sighting, turn);
+                } else if fell {
+                    self.lose(sighting, Reason::DefendPolicy, turn);
+                } else {
+                    self.challenged(sighting, turn);
+                    return; // that tells of a defence itself
                 }
+            }
+            State::Suspended if fell && self.keeps_registration() => {
+                self.lose(sighting, Reason::DefendPolicy, turn);
             }
             State::Watched | State::Yielding | State::Suspended | State::Refused | State::Lost => {
                 self.owner_seen(sighting, first_owner, turn);
             }
+        }
+        if sighting.defended {
+            self.defended_by_program(sighting, turn);
         }
     }
 
@@ -77,10 +88,26 @@ impl Managed {
     }
 
     pub(super) fn refused(&mut self, sighting: &Sighting, reason: Reason, turn: &mut Turn<'_>) {
+        if self.recheck {
+            self.lose(sighting, reason, turn);
+            return;
+        }
         let from = self.enter(State::Refused, reason, turn);
         self.tell_conflict(sighting, turn);
         turn.event(self.key, EventKind::State { from: Some(from), to: Some(State::Refused), reason });
         self.refuse(sighting.claimant, reason, turn);
+        self.deregister(turn);
+    }
+
+    /// It was ours and is another host's.
+    fn lose(&mut self, sighting: &Sighting, reason: Reason, turn: &mut Turn<'_>) {
+        self.attempt = None;
+        self.recheck = false;
+        let from = self.enter(State::Lost, reason, turn);
+        self.tell_conflict(sighting, turn);
+        turn.event(self.key, EventKind::State { from: Some(from), to: Some(State::Lost), reason });
+        let answer = Answer::Taken { claimant: sighting.claimant, reason };
+        self.answer_online(turn, &answer);
         self.deregister(turn);
     }
 
@@ -109,21 +136,18 @@ impl Managed {
         self.conflict = Some(sighting.at);
         let lost = match spec.defend {
             Defend::Yield => true,
-            Defend::Once => recent,
+            // The program counts too, and exactly: what it has defended against was no second conflict.
+            Defend::Once => recent && !sighting.defended,
             Defend::Hold => false,
         };
         if lost {
-            let from = self.enter(State::Lost, Reason::DefendPolicy, turn);
-            self.tell_conflict(sighting, turn);
-            let (to, reason) = (Some(State::Lost), Reason::DefendPolicy);
-            turn.event(self.key, EventKind::State { from: Some(from), to, reason });
-            let answer = Answer::Taken { claimant: sighting.claimant, reason };
-            self.answer_online(turn, &answer);
-            self.deregister(turn);
+            self.lose(sighting, Reason::DefendPolicy, turn);
             return;
         }
         self.tell_conflict(sighting, turn);
-        if self.state == State::Contested {
+        if sighting.defended {
+            self.defended_by_program(sighting, turn);
+        } else if self.state == State::Contested {
             self.challenger = Some(sighting.claimant);
         } else {
             self.defend(sighting.claimant, turn);

@@ -7,7 +7,7 @@ use super::{
     announce::{Question, Window},
     claim::{Attempt, Step},
     defend::Defence,
-    registration::Registration,
+    registration::{Doubt, Registration},
     repair::RepairStep,
     turn::{Flight, Turn},
 };
@@ -35,7 +35,20 @@ impl Managed {
             | Registration::Present
             | Registration::Deregistering { .. } => None,
         };
-        let waits = if self.state == State::Refused { self.first_wait_over() } else { None };
+        let waits = match self.state {
+            State::Refused | State::Suspended => self.first_wait_over(),
+            State::Watched
+            | State::Probing
+            | State::Announcing
+            | State::Online
+            | State::Contested
+            | State::Yielding
+            | State::Lost => None,
+        };
+        let doubt = match self.doubt {
+            Doubt::None => None,
+            Doubt::Removed(until) | Doubt::Added(until) => Some(until),
+        };
         let plan =
             if self.state == State::Announcing { self.plan.as_ref().and_then(Plan::deadline) } else { None };
         let question = match self.question {
@@ -65,6 +78,9 @@ impl Managed {
             defence,
             self.contested_until,
             repair,
+            self.asks.as_ref().and_then(|asks| asks.retry),
+            doubt,
+            self.lease_deadline(),
         ];
         all.into_iter().flatten().min()
     }
@@ -84,6 +100,20 @@ impl Managed {
             repairs.step = RepairStep::Queued;
             self.repairs = Some(repairs);
             turn.outbox.push(Wish::Urgent(self.key, Urgent::Repair));
+        }
+        if let Doubt::Removed(until) | Doubt::Added(until) = self.doubt
+            && until <= now
+        {
+            self.settle_doubt(turn);
+        }
+        if self.state == State::Suspended && self.first_wait_over().is_some_and(|end| end <= now) {
+            self.give_up_the_link(turn);
+            if self.gone {
+                return;
+            }
+        }
+        if self.asks.as_ref().and_then(|asks| asks.retry).is_some_and(|retry| retry <= now) {
+            self.ask_again(turn);
         }
         if self.state == State::Refused {
             if self.first_wait_over().is_some_and(|end| end <= now) {
@@ -131,6 +161,7 @@ impl Managed {
             Wish::Urgent(_, Urgent::Defence) => self.launch_defence(turn),
             Wish::Urgent(_, Urgent::Repair) => self.launch_repair(turn),
             Wish::Probe(_) => self.launch_probe(turn),
+            Wish::Ask(_) => self.launch_ask(turn),
             Wish::Announcement(_, number) => self.launch_announcement(number, turn),
         }
     }
@@ -153,7 +184,7 @@ impl Managed {
             },
             Purpose::Defence => self.defence_sent(flight, result, turn),
             Purpose::Repair => self.repair_sent(flight.tag, result, turn),
-            Purpose::Ask => {}
+            Purpose::Ask => self.asked(flight, result, turn),
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) enum Waiting {
     Watch,
     /// For the first frame of the plan.
     Announce,
+    /// For the questions to its neighbours.
+    Repair,
 }
 
 impl Managed {
@@ -80,7 +82,7 @@ impl Managed {
     pub(super) fn first_wait_over(&self) -> Option<MonoTime> {
         let ends = self.waiters.iter().filter_map(|waiter| match waiter.what {
             Waiting::Online { until, .. } => Some(until),
-            Waiting::Release | Waiting::Watch | Waiting::Announce => None,
+            Waiting::Release | Waiting::Watch | Waiting::Announce | Waiting::Repair => None,
         });
         ends.min()
     }
