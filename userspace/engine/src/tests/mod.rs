@@ -16,7 +16,7 @@ use core::time::Duration;
 use arpwarden_common::{
     abi::AddressKey,
     net::{Ipv4, MacAddr, Vlan},
-    state::{State, StateWord},
+    state::{Policy, State, StateWord},
     wire::arp::{Form, Outgoing, REPLY, REQUEST},
 };
 
@@ -309,8 +309,18 @@ impl Rig {
     }
 }
 
+/// A word whose policy is that of [`SPEC`], outside the time in which a claim is taken back.
+pub(crate) fn word(state: State, flags: u8, generation: u8) -> StateWord {
+    let policy = if state.may_answer() { Policy::Hold } else { Policy::Leave };
+    StateWord::new(OWN, state, flags | policy.flags(), generation)
+}
+
 pub(crate) fn store(state: State, flags: u8, generation: u8) -> Action {
-    Action::Store { key: KEY, word: StateWord::new(OWN, state, flags, generation) }
+    Action::Store { key: KEY, word: word(state, flags, generation) }
+}
+
+pub(crate) fn remember(spec: OnlineSpec) -> Action {
+    Action::Remember { key: KEY, spec: Some(spec) }
 }
 
 pub(crate) fn stepped(from: Option<State>, to: Option<State>, reason: Reason) -> Action {
