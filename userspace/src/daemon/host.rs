@@ -171,9 +171,7 @@ impl Daemon {
                 && changed
             {
                 self.journal.link("mac_changed", &link.name, Some(mac));
-                self.datapath
-                    .set_port(index, Port::accepting(mac, index))
-                    .map_err(Stop::failed)?;
+                self.datapath.set_port(index, Port::accepting(mac, index)).map_err(Stop::failed)?;
                 self.tell(Input::Interface {
                     index,
                     interface: Interface { mac, pace: Pace::Plain, moves: None },
