@@ -29,7 +29,7 @@ use crate::{
     instance::{self, Instance, Lock},
     io::{
         arp_socket::ArpSocket,
-        bpf::{self, Datapath, EventReader, Mode},
+        bpf::{self, Datapath, EventReader, Found, LoadError, Mode, Pins},
         clock::{self, Timer},
         control::{self, Command, Reply},
         dice::KernelDice,
@@ -283,9 +283,8 @@ async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &
     for name in &arguments.interfaces {
         interfaces.push(find_link(&links, name)?.index);
     }
-    let mut datapath = Datapath::load(log_level).map_err(|error| {
-        Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into())
-    })?;
+    let socket = ArpSocket::open().context("opening a packet socket")?;
+    let mut datapath = open_datapath(&Pins::new(instance.name()), log_level)?;
     let events = datapath.take_events();
     if let Some(mut logger) = datapath.take_logger() {
         tokio::spawn(async move {
@@ -304,7 +303,7 @@ async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &
         engine: Engine::new(),
         dice: KernelDice,
         datapath,
-        socket: ArpSocket::open().context("opening a packet socket")?,
+        socket,
         netlink,
         journal: Journal::default(),
         links,
@@ -316,22 +315,42 @@ async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &
         unloading: Vec::new(),
         ending: false,
     };
-    daemon.resync_addresses().await?;
-    daemon.tell_macs()?;
-    for index in interfaces {
-        daemon.carry(index)?;
+    let result = async {
+        daemon.resync_addresses().await?;
+        daemon.tell_macs()?;
+        for index in interfaces {
+            daemon.carry(index)?;
+        }
+        let control = control::bind(&instance.unready_socket(), group)
+            .with_context(|| format!("making the control socket {}", instance.unready_socket().display()))?;
+        let (commands, waiting) = mpsc::channel(COMMANDS);
+        tokio::spawn(control::serve(control, commands));
+        control::publish(&instance.unready_socket(), &instance.socket())
+            .with_context(|| format!("publishing the control socket {}", instance.socket().display()))?;
+        if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+            warn!("telling the service manager that the daemon is ready failed: {error}");
+        }
+        info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
+        daemon.run(events, changes, outcomes, waiting, signals).await
     }
-    let control = control::bind(&instance.unready_socket(), group)
-        .with_context(|| format!("making the control socket {}", instance.unready_socket().display()))?;
-    let (commands, waiting) = mpsc::channel(COMMANDS);
-    tokio::spawn(control::serve(control, commands));
-    control::publish(&instance.unready_socket(), &instance.socket())
-        .with_context(|| format!("publishing the control socket {}", instance.socket().display()))?;
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!("telling the service manager that the daemon is ready failed: {error}");
+    .await;
+    let left = result.as_ref().is_err_and(|stop| stop.left);
+    result.and(daemon.datapath.remove_all().map_err(|error| Stop { left, ..Stop::failed(error) }))
+}
+
+/// Loads the program anew: what a run that did not end in order has left attached goes first.
+fn open_datapath(pins: &Pins, log_level: u8) -> Result<Datapath, Stop> {
+    let failed = |error: LoadError| {
+        Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into())
+    };
+    match Datapath::open(pins, log_level).map_err(failed)? {
+        (datapath, Found::Nothing) => Ok(datapath),
+        (datapath, Found::Adopted(_)) => {
+            warn!("a run that did not end in order had left its program attached; it is taken off");
+            datapath.remove_all().map_err(Stop::failed)?;
+            Ok(Datapath::open(pins, log_level).map_err(failed)?.0)
+        }
     }
-    info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
-    daemon.run(events, changes, outcomes, waiting, signals).await
 }
 
 fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {

@@ -6,20 +6,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arpwarden_common::{
-    abi::{self, AddressKey, MAX_ADDRESSES},
-    names,
-};
+use arpwarden_common::abi::{self, AddressKey, MAX_ADDRESSES};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::{
     super::clock,
     Mode,
+    layout::Shape,
     load::{Memory, missing_capabilities},
-    shared::Slots,
+    pins::{Pins, PinsError},
 };
 
-/// Why the program could not be loaded.
+/// Why the programs could not be loaded, or those of an earlier run not be taken over.
 #[derive(Debug)]
 pub enum LoadError {
     /// The kernel does not permit it.
@@ -63,8 +61,52 @@ pub enum LoadError {
         /// What differs.
         source: MapError,
     },
-    /// The state words can't be mapped.
+    /// A map can't be mapped into memory.
     Mapping {
+        /// Its name.
+        map: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The pins can't be made or read.
+    Pins {
+        /// Why.
+        source: PinsError,
+    },
+    /// What is pinned has another layout version.
+    OtherLayout {
+        /// Where.
+        pins: Pins,
+        /// Which; 0: it was never finished, and is attached all the same.
+        found: u64,
+    },
+    /// A map that is pinned has another shape.
+    OtherShape {
+        /// Where.
+        pins: Pins,
+        /// The map's name.
+        map: &'static str,
+        /// What is pinned.
+        found: Shape,
+        /// What this daemon's program has.
+        expected: Shape,
+    },
+    /// A map is not pinned, though others are, or programs are attached.
+    PinMissing {
+        /// Where.
+        pins: Pins,
+        /// The map's name.
+        map: &'static str,
+    },
+    /// What an earlier run has left could not be read or put right.
+    Leftover {
+        /// Which map, and why.
+        source: TableError,
+    },
+    /// The program of an earlier run could not be replaced.
+    Adopt {
+        /// Index of the interface.
+        index: u32,
         /// The kernel's answer.
         source: io::Error,
     },
@@ -82,10 +124,16 @@ pub enum LoadError {
 
 impl LoadError {
     /// Whether a missing permission is the reason, so that the command ends with 5.
-    pub const fn is_permission(&self) -> bool {
+    pub fn is_permission(&self) -> bool {
         match self {
             Self::NotPermitted { .. } => true,
-            Self::LockedMemory { .. }
+            Self::Pins { source } => source.is_permission(),
+            Self::Adopt { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::OtherLayout { .. }
+            | Self::OtherShape { .. }
+            | Self::PinMissing { .. }
+            | Self::Leftover { .. }
+            | Self::LockedMemory { .. }
             | Self::Map { .. }
             | Self::Rejected { .. }
             | Self::Layout { .. }
@@ -95,6 +143,14 @@ impl LoadError {
             | Self::Messages { .. }
             | Self::Object { .. } => false,
         }
+    }
+
+    pub(super) const fn pins(source: PinsError) -> Self {
+        Self::Pins { source }
+    }
+
+    pub(super) const fn table(source: TableError) -> Self {
+        Self::Leftover { source }
     }
 
     pub(super) fn of_object(error: EbpfError, memory: &Memory) -> Self {
@@ -163,11 +219,41 @@ impl fmt::Display for LoadError {
             Self::Shape { map, .. } => {
                 write!(f, "the map {map} has not the type or size that this daemon expects: build both anew")
             }
-            Self::Mapping { .. } => write!(
+            Self::Mapping { map, .. } => write!(
                 f,
-                "mapping the {} bytes of {} into memory failed: it needs Linux 5.5 and as much address space",
-                Slots::LEN,
-                names::SLOTS
+                "mapping the map {map} into memory failed: it needs Linux 5.5 and address space that is left"
+            ),
+            Self::Pins { .. } => f.write_str("it has to be pinned, so that it goes on when the daemon ends"),
+            Self::OtherLayout { pins, found } => {
+                match found {
+                    0 => write!(
+                        f,
+                        "what is pinned in {pins} was never finished, and is attached all the same"
+                    )?,
+                    _ => write!(
+                        f,
+                        "what is pinned in {pins} has layout version {found}, and this daemon {}",
+                        abi::ABI_VERSION
+                    )?,
+                }
+                other_version(f, pins)
+            }
+            Self::OtherShape { pins, map, found, expected } => {
+                write!(
+                    f,
+                    "the map {map} in {pins} is another one ({found}) than this daemon's ({expected})"
+                )?;
+                other_version(f, pins)
+            }
+            Self::PinMissing { pins, map } => {
+                write!(f, "the pin of the map {map} is missing in {pins}: somebody has removed it")?;
+                other_version(f, pins)
+            }
+            Self::Leftover { .. } => f.write_str("what an earlier run has left can't be taken over"),
+            Self::Adopt { index, .. } => write!(
+                f,
+                "replacing the program that an earlier run has attached to interface #{index} failed; that one goes \
+                 on"
             ),
             Self::Messages { .. } => {
                 f.write_str("its messages can't be read: go on with the log level at 'off'")
@@ -183,16 +269,33 @@ impl Error for LoadError {
             Self::NotPermitted { source, .. }
             | Self::LockedMemory { source }
             | Self::Map { source, .. }
-            | Self::Mapping { source } => Some(source),
+            | Self::Mapping { source, .. }
+            | Self::Adopt { source, .. } => Some(source),
+            Self::Pins { source } => Some(source),
+            Self::Leftover { source } => Some(source),
             // Its text is the verifier's log, of which the message has the end.
             Self::Rejected { source: ProgramError::LoadError { io_error, .. } } => Some(io_error),
             Self::Rejected { source } => Some(source),
             Self::Shape { source, .. } => Some(source),
             Self::Messages { source } => Some(source),
             Self::Object { source } => Some(source),
-            Self::Layout { .. } | Self::Incomplete { .. } => None,
+            Self::Layout { .. }
+            | Self::Incomplete { .. }
+            | Self::OtherLayout { .. }
+            | Self::OtherShape { .. }
+            | Self::PinMissing { .. } => None,
         }
     }
+}
+
+/// What to do about maps that can't be taken over.
+fn other_version(f: &mut fmt::Formatter<'_>, pins: &Pins) -> fmt::Result {
+    let instance = pins.directory().file_name().unwrap_or_default().to_string_lossy();
+    write!(
+        f,
+        ". They were left as they are, and go on answering. Start the arpwarden that made them, or give all its \
+         addresses up with 'arpwarden --instance {instance} unload' first"
+    )
 }
 
 /// What is missing, or what else may be in the way.
@@ -214,6 +317,24 @@ fn last_lines(f: &mut fmt::Formatter<'_>, log: &str) -> fmt::Result {
         write!(f, "\n  {line}")?;
     }
     Ok(())
+}
+
+/// What was to be attached. `Display` names it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Attaching {
+    /// The program that answers, in this mode.
+    Xdp(Mode),
+    /// The guard.
+    Guard,
+}
+
+impl fmt::Display for Attaching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xdp(mode) => write!(f, "the XDP program (in {} mode)", mode.name()),
+            Self::Guard => f.write_str("the guard for what leaves it (tc)"),
+        }
+    }
 }
 
 /// Why the program could not be attached.
@@ -256,7 +377,7 @@ pub enum AttachError {
         /// [`Datapath::multi_buffer`].
         multi_buffer: bool,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// The kernel does not permit it.
     NotPermitted {
@@ -265,16 +386,16 @@ pub enum AttachError {
         /// Capabilities that this process lacks; empty if it has all that can be checked.
         missing: Vec<&'static str>,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// Something else.
     Kernel {
         /// The interface's name.
         interface: String,
-        /// The mode asked for.
-        mode: Mode,
+        /// What was to be attached.
+        what: Attaching,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
 }
 
@@ -344,11 +465,20 @@ impl fmt::Display for AttachError {
                 write!(f, "attaching the XDP program to {interface}: ")?;
                 permission(f, missing)
             }
-            Self::Kernel { interface, mode, .. } => write!(
-                f,
-                "attaching the XDP program to {interface} in {} mode failed; see the kernel's log for a reason",
-                mode.name()
-            ),
+            Self::Kernel { interface, what: Attaching::Guard, source }
+                if source.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                write!(
+                    f,
+                    "attaching {} to {interface}: its place is taken by an 'ingress' qdisc, which knows no way out, \
+                     or by a filter that is not arpwarden's; 'tc qdisc show dev {interface}' and 'tc filter show dev \
+                     {interface} egress' show it",
+                    Attaching::Guard
+                )
+            }
+            Self::Kernel { interface, what, .. } => {
+                write!(f, "attaching {what} to {interface} failed; see the kernel's log for a reason")
+            }
         }
     }
 }
@@ -359,7 +489,7 @@ impl Error for AttachError {
             Self::Unseen { source, .. } => Some(source),
             Self::Unsupported { source, .. }
             | Self::NotPermitted { source, .. }
-            | Self::Kernel { source, .. } => Some(source.as_ref()),
+            | Self::Kernel { source, .. } => Some(source),
             Self::NoSuchInterface { .. } | Self::AlreadyAttached { .. } | Self::Foreign { .. } => None,
         }
     }
@@ -414,14 +544,15 @@ pub struct DetachError {
     /// Index of the interface.
     pub index: u32,
     /// The kernel's answer.
-    pub source: ProgramError,
+    pub source: io::Error,
 }
 
 impl fmt::Display for DetachError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "taking the XDP program off interface #{} failed; it goes when this process ends",
+            "taking the XDP program and the guard off interface #{} failed; 'arpwarden unload' does it when the daemon \
+             has ended",
             self.index
         )
     }

@@ -1,8 +1,10 @@
-//! Loading the program, and what the kernel wants for it.
+//! Loading the programs, and what the kernel wants for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs, io,
+    os::fd::AsFd as _,
+    sync::atomic::Ordering,
 };
 
 use arpwarden_common::{
@@ -11,71 +13,122 @@ use arpwarden_common::{
 };
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapError},
+    maps::{Map, MapData, RingBuf},
     programs::Program,
     util::KernelVersion,
 };
 use aya_log::EbpfLogger;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
-use super::{Datapath, OBJECT, error::LoadError, shared::Slots};
+use super::{
+    Datapath, OBJECT, ProgramIds,
+    adopt::Found,
+    attach::GuardWay,
+    error::LoadError,
+    layout,
+    pins::{Pinned, Pins, PinsError},
+    sys,
+    tables::Tables,
+};
 
 impl Datapath {
-    /// Loads the program with messages up to `log_level`: 0 none, 1 errors … 5 everything (beyond: as 5). The
-    /// program for multi-buffer frames is taken where the kernel has it (Linux 5.18). Nothing is attached.
+    /// Loads the programs with messages up to `log_level`: 0 none, 1 errors … 5 everything (beyond: as 5). The one
+    /// for multi-buffer frames is taken where the kernel has it (Linux 5.18). What an earlier run has left behind the
+    /// pins is taken over: its maps are used, and its programs replaced where they are attached, each between two
+    /// frames. Nothing else is attached.
     ///
     /// # Errors
-    /// [`LoadError`] says what is missing: a capability, memory that may be locked, a feature of the kernel.
-    pub fn load(log_level: u8) -> Result<Self, LoadError> {
-        check_abi(OBJECT)?;
+    /// [`LoadError`] says what is missing: a capability, memory that may be locked, a feature of the kernel, a place
+    /// for the pins; or what is different in the maps of the earlier run, which is left as it was then.
+    pub fn open(pins: &Pins, log_level: u8) -> Result<(Self, Found), LoadError> {
+        layout::check(OBJECT)?;
+        pins.prepare().map_err(LoadError::pins)?;
+        let adopting = match pins.pinned()? {
+            Pinned::All => true,
+            Pinned::Nothing => false,
+            Pinned::Part => {
+                pins.clear().and_then(|()| pins.prepare()).map_err(LoadError::pins)?;
+                false
+            }
+        };
+        let opened = Self::load(pins, log_level).and_then(|mut datapath| {
+            let found = match adopting {
+                true => Found::Adopted(datapath.adopt()?),
+                false => Found::Nothing,
+            };
+            datapath.pin_programs().map_err(LoadError::pins)?;
+            // From here on there is something that another run can take over.
+            if let Some(control) = datapath.tables.control() {
+                control.layout.store(abi::ABI_VERSION.into(), Ordering::Release);
+            }
+            Ok((datapath, found))
+        });
+        if opened.is_err()
+            && !adopting
+            && let Err(error) = pins.clear()
+        {
+            tracing::warn!("removing what was pinned: {error}");
+        }
+        opened
+    }
+
+    fn load(pins: &Pins, log_level: u8) -> Result<Self, LoadError> {
         let memory = raise_memlock();
         let level = log_level.min(5);
-        let mut ebpf = EbpfLoader::new()
-            .override_global(aya_log::LEVEL, &level, false)
-            .load(OBJECT)
-            .map_err(|error| LoadError::of_object(error, &memory))?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &level, false);
+        for map in names::PINNED {
+            loader.map_pin_path(map, pins.map(map));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::of_object(error, &memory))?;
         let program = load_best(&mut ebpf, &memory)?;
-        let slots = ebpf.map(names::SLOTS).ok_or(LoadError::Incomplete { lacks: names::SLOTS })?;
-        let slots = Slots::of(slots)?;
+        let guard = load_guard(&mut ebpf, &memory)?;
+        let ids = ProgramIds { xdp: id_of(&ebpf, program)?, guard };
         let logger = match level {
             0 => None,
             1.. => Some(EbpfLogger::init(&mut ebpf).map_err(|source| LoadError::Messages { source })?),
         };
+        let events = {
+            let map = names::EVENTS;
+            let shape = |source| LoadError::Shape { map, source };
+            let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
+            RingBuf::try_from(Map::from_map_data(data).map_err(shape)?).map_err(shape)?
+        };
         Ok(Self {
+            pins: pins.clone(),
             program,
-            addresses: take(&mut ebpf, names::ADDRESSES)?,
-            slots,
-            records: take(&mut ebpf, names::RECORDS)?,
-            address_counters: take(&mut ebpf, names::ADDRESS_COUNTERS)?,
-            hints: take(&mut ebpf, names::HINTS)?,
-            ports: take(&mut ebpf, names::PORTS)?,
-            own_macs: take(&mut ebpf, names::OWN_MACS)?,
-            counters: take(&mut ebpf, names::COUNTERS)?,
-            events: Some(take(&mut ebpf, names::EVENTS)?),
+            ids,
+            guard_way: GuardWay::of_kernel(),
+            tables: Tables::open(pins)?,
+            events: Some(events),
             logger,
             installed: BTreeMap::new(),
             hinted: BTreeMap::new(),
             free: (0..MAX_ADDRESSES).collect(),
+            left: VecDeque::new(),
             own: BTreeSet::new(),
-            links: BTreeMap::new(),
             ebpf,
         })
     }
-}
 
-/// Reads the layout version back from the object.
-fn check_abi(object: &[u8]) -> Result<(), LoadError> {
-    let found = abi_version(object);
-    if found == Some(abi::ABI_VERSION) { Ok(()) } else { Err(LoadError::Layout { found }) }
-}
+    /// Pins the loaded programs in the place of earlier ones.
+    fn pin_programs(&self) -> Result<(), PinsError> {
+        let guard = self.guard_fd().map_err(|source| self.unpinned("guard", source))?;
+        let xdp = self.xdp_fd().map_err(|source| self.unpinned("xdp", source))?;
+        for (name, program) in [("xdp", Some(xdp)), ("guard", guard)] {
+            let Some(program) = program else { continue };
+            let (path, new) =
+                (self.pins.programs().join(name), self.pins.programs().join(format!("{name}-new")));
+            super::pins::remove_file(&new)?;
+            sys::pin(program.as_fd(), &new)
+                .and_then(|()| fs::rename(&new, &path))
+                .map_err(|source| self.unpinned(name, source))?;
+        }
+        Ok(())
+    }
 
-pub(super) fn abi_version(object: &[u8]) -> Option<u32> {
-    let file = object::File::parse(object).ok()?;
-    let symbol = file.symbols().find(|symbol| symbol.name() == Ok(names::ABI_VERSION))?;
-    let section = file.section_by_index(symbol.section_index()?).ok()?;
-    let at = usize::try_from(symbol.address().checked_sub(section.address())?).ok()?;
-    let bytes = section.data().ok()?.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    fn unpinned(&self, name: &str, source: io::Error) -> PinsError {
+        PinsError::File { doing: "pinning the program at", path: self.pins.programs().join(name), source }
+    }
 }
 
 /// Loads the better of the two programs that this kernel takes.
@@ -89,16 +142,31 @@ fn load_best(ebpf: &mut Ebpf, memory: &Memory) -> Result<&'static str, LoadError
     Ok(names::XDP)
 }
 
+/// Loads the guard, if the object has one; gives its identifier.
+fn load_guard(ebpf: &mut Ebpf, memory: &Memory) -> Result<Option<u32>, LoadError> {
+    let Some(program) = ebpf.program_mut(names::GUARD) else { return Ok(None) };
+    let Program::SchedClassifier(program) = program else {
+        return Err(LoadError::Incomplete { lacks: names::GUARD });
+    };
+    program.load().map_err(|source| LoadError::of_program(source, memory))?;
+    id_of(ebpf, names::GUARD).map(Some)
+}
+
+/// The kernel's identifier of a loaded program.
+fn id_of(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
+    let info = match ebpf.program(name) {
+        Some(Program::Xdp(program)) => program.info(),
+        Some(Program::SchedClassifier(program)) => program.info(),
+        Some(_) | None => return Err(LoadError::Incomplete { lacks: name }),
+    };
+    info.map(|info| info.id()).map_err(|source| LoadError::Rejected { source })
+}
+
 fn load_one(ebpf: &mut Ebpf, name: &'static str, memory: &Memory) -> Result<(), LoadError> {
     let Some(Program::Xdp(program)) = ebpf.program_mut(name) else {
         return Err(LoadError::Incomplete { lacks: name });
     };
     program.load().map_err(|source| LoadError::of_program(source, memory))
-}
-
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<T, LoadError> {
-    let taken = ebpf.take_map(map).ok_or(LoadError::Incomplete { lacks: map })?;
-    T::try_from(taken).map_err(|source| LoadError::Shape { map, source })
 }
 
 /// What this process may lock, which kernels before 5.11 count maps against.

@@ -1,36 +1,43 @@
 //! The program in the kernel: loading, attaching, its maps as typed handles, its events.
 
+mod adopt;
 mod attach;
 mod error;
 mod events;
+mod layout;
 mod load;
+mod pins;
 mod shared;
+mod sys;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use arpwarden_common::{
-    abi::{AddressCounters, AddressKey, Hint, PortPlace, Record},
-    names,
-    net::MacAddr,
-};
+use arpwarden_common::{abi::AddressKey, names, net::MacAddr};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{ProgramError, Xdp, XdpMode, xdp::XdpLink},
+    maps::{MapData, RingBuf},
+    programs::{ProgramError, Xdp},
 };
 use aya_log::EbpfLogger;
 use log::Log;
 
+pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState};
+use attach::GuardWay;
+pub use attach::Presence;
 pub use error::{
-    AttachError, DetachError, ForeignProgram, InstallError, LoadError, TableError, UnknownAddress,
+    AttachError, Attaching, DetachError, ForeignProgram, InstallError, LoadError, TableError, UnknownAddress,
 };
 use events::Source;
 pub use events::{EventReader, Logger, Undecodable};
+pub use layout::Shape;
 pub use load::missing_capabilities;
-use shared::Slots;
+pub use pins::{Pins, PinsError};
+use tables::Tables;
+pub use unload::UnloadError;
 
 /// The compiled program, as `build.rs` made it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/arpwarden-ebpf"));
@@ -54,46 +61,34 @@ impl Mode {
     }
 }
 
-impl From<Mode> for XdpMode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Native => Self::Driver,
-            Mode::Generic => Self::Skb,
-        }
-    }
-}
-
-/// The loaded program with its maps. Dropping it detaches and unloads everything.
+/// The loaded programs with their maps, all pinned: dropping it leaves them attached and answering.
 pub struct Datapath {
+    pins: Pins,
     ebpf: Ebpf,
-    /// Which of the two programs is loaded.
+    /// Which of the two XDP programs is loaded.
     program: &'static str,
-    addresses: HashMap<MapData, AddressKey, u32>,
-    slots: Slots,
-    records: Array<MapData, Record>,
-    address_counters: PerCpuArray<MapData, AddressCounters>,
-    hints: Array<MapData, Hint>,
-    ports: Array<MapData, PortPlace>,
-    own_macs: HashMap<MapData, MacAddr, u8>,
-    counters: PerCpuArray<MapData, u64>,
+    ids: ProgramIds,
+    guard_way: GuardWay,
+    tables: Tables,
     events: Option<RingBuf<MapData>>,
     logger: Option<EbpfLogger<&'static dyn Log>>,
-    installed: BTreeMap<AddressKey, Installed>,
+    /// The slots of the addresses that the program knows.
+    installed: BTreeMap<AddressKey, u32>,
     /// The slots that share a hint's place.
     hinted: BTreeMap<u32, Vec<u32>>,
-    /// Slots that nothing leads to, the one left longest ago first: what the program still remembers of an
-    /// earlier address in the same slot is then as old as can be.
+    /// Slots that nothing leads to and nothing is remembered of.
     free: VecDeque<u32>,
+    /// Slots that addresses have left. The program may still remember claimants of those, and a look-up that has begun
+    /// may still write there: they are used again when no others are free.
+    left: VecDeque<u32>,
+    /// The MACs that the program takes for this namespace's.
     own: BTreeSet<MacAddr>,
-    links: BTreeMap<u32, XdpLink>,
 }
 
-/// An address in the maps.
-struct Installed {
-    slot: u32,
-    /// What the program had counted in this slot for earlier addresses: only the program writes there, so
-    /// counting from zero means subtracting this.
-    before: (Record, AddressCounters),
+/// The kernel's identifiers of the loaded programs.
+struct ProgramIds {
+    xdp: u32,
+    guard: Option<u32>,
 }
 
 impl Datapath {
@@ -106,7 +101,7 @@ impl Datapath {
     /// The loaded program, for test runs.
     ///
     /// # Errors
-    /// None once [`Datapath::load`] has succeeded; the type has room for them.
+    /// None once [`Datapath::open`] has succeeded; the type has room for them.
     pub fn program(&mut self) -> Result<&mut Xdp, ProgramError> {
         let program = self.ebpf.program_mut(self.program).ok_or(ProgramError::NotLoaded)?;
         program.try_into()

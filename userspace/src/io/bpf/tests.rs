@@ -1,4 +1,7 @@
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use arpwarden_common::{
     abi::{self, Counter, EventKind, MAX_ADDRESSES, Port},
@@ -9,9 +12,12 @@ use arpwarden_common::{
 use aya::{TestRun as _, programs::TestRunOptions};
 
 use super::{
-    super::{netlink, own_network},
-    load::{CAP_SYS_ADMIN, abi_version, missing_from},
-    tables::since,
+    super::{
+        netlink::now::link_now,
+        own_network::{self, PAIR},
+    },
+    layout::abi_version,
+    load::{CAP_SYS_ADMIN, missing_from},
     *,
 };
 
@@ -35,26 +41,6 @@ fn the_object_says_which_layout_it_was_built_for() {
     assert_eq!(abi_version(b"not an object"), None);
 }
 
-#[test]
-fn what_a_slot_counted_before_is_left_out() {
-    let before = Record {
-        owner: MacAddr::new([2, 0, 0, 0, 0, 9]),
-        owner_seen_ns: 500,
-        claims: 10,
-        probes: 20,
-        echoes: 30,
-        flooded: 40,
-        ..Record::default()
-    };
-    let same = since(before, &before);
-    assert_eq!(same, Record::default());
-
-    let other = MacAddr::new([2, 0, 0, 0, 0, 8]);
-    let now = Record { owner: other, owner_seen_ns: 900, claims: 13, ..before };
-    let young = Record { owner: other, owner_seen_ns: 900, claims: 3, ..Record::default() };
-    assert_eq!(since(now, &before), young);
-}
-
 const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
 const STRANGER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 9]);
 /// A test run's frames come in on the loopback interface, which is the first of every namespace.
@@ -69,12 +55,48 @@ fn online(generation: u8) -> StateWord {
     StateWord::new(OWN, State::Online, StateWord::LOCAL, generation)
 }
 
-/// One that acts on test runs.
-fn datapath() -> Datapath {
-    let mut datapath = Datapath::load(0).unwrap();
-    datapath.set_port(INDEX, Port::accepting(OWN, INDEX)).unwrap();
-    datapath.set_own_macs(&BTreeSet::from([OWN])).unwrap();
-    datapath
+/// Pins of a test, removed at its end.
+struct Scratch(Pins);
+
+impl Scratch {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        Self(Pins::at(format!("/sys/fs/bpf/arpwarden-test-{}-{number}", std::process::id())))
+    }
+
+    /// Opens a datapath for which nothing is there.
+    fn begin(&self) -> Datapath {
+        let (datapath, found) = Datapath::open(&self.0, 0).unwrap();
+        assert_eq!(found, Found::Nothing);
+        datapath
+    }
+
+    /// Opens one that takes over what another has left.
+    fn adopt(&self) -> (Datapath, Leftover) {
+        match Datapath::open(&self.0, 0).unwrap() {
+            (datapath, Found::Adopted(leftover)) => (datapath, leftover),
+            (_, Found::Nothing) => panic!("nothing was left"),
+        }
+    }
+
+    /// One that acts on test runs.
+    fn acting(&self) -> Datapath {
+        let mut datapath = self.begin();
+        datapath.set_port(INDEX, Port::accepting(OWN, INDEX)).unwrap();
+        datapath.set_own_macs(&BTreeSet::from([OWN])).unwrap();
+        datapath
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = self.0.unload();
+        if !std::thread::panicking() {
+            removed.unwrap();
+            assert!(!self.0.exists());
+        }
+    }
 }
 
 /// Shows the program a frame; gives its XDP action.
@@ -98,12 +120,13 @@ const TX: u32 = 3;
 
 #[test]
 fn the_program_is_attached_in_both_modes_and_taken_off_again() {
-    if !own_network::with(&own_network::PAIR) {
+    if !own_network::with_mounts(&PAIR) {
         return;
     }
     let index = nix::net::if_::if_nametoindex("a").unwrap();
-    let there = || netlink::link_now(index).unwrap().unwrap().xdp;
-    let mut datapath = Datapath::load(0).unwrap();
+    let there = || link_now(index).unwrap().unwrap().xdp;
+    let scratch = Scratch::new();
+    let mut datapath = scratch.begin();
     for mode in [Mode::Generic, Mode::Native] {
         datapath.attach(index, "a", mode).unwrap();
         assert_eq!(there().map(|xdp| xdp.mode), Some(Some(mode)));
@@ -114,18 +137,19 @@ fn the_program_is_attached_in_both_modes_and_taken_off_again() {
         datapath.detach(index).unwrap();
     }
     datapath.attach(index, "a", Mode::Generic).unwrap();
-    drop(datapath);
+    datapath.remove_all().unwrap();
     assert_eq!(there(), None);
 }
 
 #[test]
 fn a_foreign_program_is_named_and_left_alone() {
-    if !own_network::with(&own_network::PAIR) {
+    if !own_network::with_mounts(&PAIR) {
         return;
     }
     let index = nix::net::if_::if_nametoindex("a").unwrap();
-    let there = || netlink::link_now(index).unwrap().unwrap().xdp;
-    let (mut theirs, mut ours) = (Datapath::load(0).unwrap(), Datapath::load(0).unwrap());
+    let there = || link_now(index).unwrap().unwrap().xdp;
+    let (there_scratch, our_scratch) = (Scratch::new(), Scratch::new());
+    let (mut theirs, mut ours) = (there_scratch.begin(), our_scratch.begin());
     for (their_mode, our_mode) in
         [(Mode::Generic, Mode::Generic), (Mode::Native, Mode::Generic), (Mode::Generic, Mode::Native)]
     {
@@ -147,31 +171,34 @@ fn a_foreign_program_is_named_and_left_alone() {
 
 #[test]
 fn an_interface_that_is_not_there_is_named() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let error = Datapath::load(0).unwrap().attach(77, "gone0", Mode::Generic).unwrap_err();
+    let scratch = Scratch::new();
+    let error = scratch.begin().attach(77, "gone0", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::NoSuchInterface { .. }), "{error:?}");
     assert!(error.to_string().contains("gone0"));
 }
 
 #[test]
 fn a_driver_without_native_mode_is_told_from_other_failures() {
-    if !own_network::with(&["link add dev br type bridge"]) {
+    if !own_network::with_mounts(&["link add dev br type bridge"]) {
         return;
     }
     let index = nix::net::if_::if_nametoindex("br").unwrap();
-    let error = Datapath::load(0).unwrap().attach(index, "br", Mode::Native).unwrap_err();
+    let scratch = Scratch::new();
+    let error = scratch.begin().attach(index, "br", Mode::Native).unwrap_err();
     assert!(error.is_unsupported(), "{error:?}");
     assert!(error.to_string().contains("--attach generic"));
 }
 
 #[test]
 fn the_word_alone_decides_whether_an_address_is_answered() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let mut datapath = datapath();
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
     assert_eq!(show(&mut datapath, &who_has(5)), PASS);
     assert!(datapath.store(&key(5), online(1)).is_err());
 
@@ -197,10 +224,11 @@ fn the_word_alone_decides_whether_an_address_is_answered() {
 
 #[test]
 fn the_own_macs_are_those_told_last() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let mut datapath = datapath();
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
     datapath.install(key(5), online(1)).unwrap();
     let claims = |datapath: &Datapath| datapath.counters().unwrap()[Counter::Claims as usize];
     show(&mut datapath, &claim(5));
@@ -215,10 +243,11 @@ fn the_own_macs_are_those_told_last() {
 
 #[test]
 fn a_slot_that_is_used_again_counts_from_zero() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let mut datapath = datapath();
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
     datapath.free.truncate(1);
     let slot = datapath.install(key(5), online(1)).unwrap();
     show(&mut datapath, &who_has(5));
@@ -238,10 +267,11 @@ fn a_slot_that_is_used_again_counts_from_zero() {
 
 #[test]
 fn the_limit_on_addresses_is_said_and_leaves_the_others_as_they_are() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let mut datapath = datapath();
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
     for number in 0..MAX_ADDRESSES {
         datapath.install(key(number), online(1)).unwrap();
     }
@@ -258,10 +288,11 @@ fn the_limit_on_addresses_is_said_and_leaves_the_others_as_they_are() {
 
 #[tokio::test(flavor = "current_thread")]
 async fn events_are_waited_for_and_read_to_the_end() {
-    if !own_network::with(&[]) {
+    if !own_network::with_mounts(&[]) {
         return;
     }
-    let mut datapath = datapath();
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
     let mut events = datapath.take_events();
     assert!(datapath.take_events().readable().await.is_err());
     datapath.install(key(5), online(3)).unwrap();
