@@ -2,6 +2,7 @@
 
 use arpwarden_common::{
     abi::{Claimant, ClaimantKey, Counter, Event, EventKind, Port, Record},
+    defence::Reaction,
     net::MacAddr,
     report::{self, Admission},
     verdict::{Seen, Sighting},
@@ -11,13 +12,20 @@ use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
 use aya_log_ebpf::info;
 
 use crate::{
-    maps::{self, CLAIMANTS, EVENTS},
+    atomic,
+    maps::{self, CLAIMANTS, EVENTS, Place},
     stats,
 };
 
-/// Counts, records and reports a sighting.
+/// Counts, records and reports a sighting; a claim was met by `reaction`.
 #[inline(never)]
-pub(crate) fn report(ctx: &XdpContext, port: &Port, frame: &Frame, sighting: &Sighting) {
+pub(crate) fn report(
+    ctx: &XdpContext,
+    port: &Port,
+    frame: &Frame,
+    sighting: &Sighting<Place>,
+    reaction: Reaction,
+) {
     let (counter, kind, seen, flags) = match sighting {
         Sighting::None => return,
         Sighting::Claim(seen) => (Counter::Claims, EventKind::Claim, Some(seen), 0),
@@ -27,13 +35,19 @@ pub(crate) fn report(ctx: &XdpContext, port: &Port, frame: &Frame, sighting: &Si
     };
     stats::count(counter);
     let Some(seen) = seen else { return };
-    let Some(record) = maps::record(seen.entry.slot) else { return };
+    let record = seen.entry.place.record;
     let now_ns = maps::now_ns();
     let owner_changed = write_down(record, kind, frame.sender_mac, now_ns);
-    if matches!(kind, EventKind::Claim) && !seen.contested && !owner_changed {
+    if matches!(kind, EventKind::Claim) && !seen.contested() && !owner_changed {
         return;
     }
     let flags = if owner_changed { flags | Event::OWNER_CHANGED } else { flags };
+    let flags = flags
+        | match reaction {
+            Reaction::Nothing => 0,
+            Reaction::Defend => Event::DEFENDED,
+            Reaction::Fall => Event::FELL,
+        };
     admit(ctx, record, &Facts { port, frame, seen, kind, flags, now_ns });
 }
 
@@ -41,10 +55,17 @@ pub(crate) fn report(ctx: &XdpContext, port: &Port, frame: &Frame, sighting: &Si
 struct Facts<'a> {
     port: &'a Port,
     frame: &'a Frame,
-    seen: &'a Seen,
+    seen: &'a Seen<Place>,
     kind: EventKind,
     flags: u8,
     now_ns: u64,
+}
+
+impl Facts<'_> {
+    /// Whether the program has done something about the claim.
+    const fn due(&self) -> bool {
+        self.flags & (Event::DEFENDED | Event::FELL) != 0
+    }
 }
 
 /// Adds the frame to the record; tells whether it is a claim by another host than the latest one was.
@@ -55,18 +76,18 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
     unsafe {
         match kind {
             EventKind::Claim => {
-                stats::add_one(&raw mut (*record).claims);
+                atomic::add_one(&raw mut (*record).claims);
                 let owner = (&raw const (*record).owner).read_volatile();
                 (&raw mut (*record).owner).write_volatile(sender);
                 (&raw mut (*record).owner_seen_ns).write_volatile(now_ns);
                 owner != sender
             }
             EventKind::Probe => {
-                stats::add_one(&raw mut (*record).probes);
+                atomic::add_one(&raw mut (*record).probes);
                 false
             }
             EventKind::Echo | EventKind::Flood => {
-                stats::add_one(&raw mut (*record).echoes);
+                atomic::add_one(&raw mut (*record).echoes);
                 false
             }
         }
@@ -76,14 +97,15 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
 /// Reports the frame, folds it or adds it to the flood.
 #[inline(always)]
 fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
-    let key = ClaimantKey::new(facts.seen.entry.slot, facts.frame.sender_mac, facts.kind);
+    let key = ClaimantKey::new(facts.seen.entry.place.slot, facts.frame.sender_mac, facts.kind);
     let claimant = CLAIMANTS.get_ptr_mut(key);
     // SAFETY: both pointers are valid aligned map values. They are copied and written as a whole; what CPUs that
     // race lose that way are bounds, never counts (`Windows`).
     let admission = unsafe {
         let windows = (&raw const (*record).windows).read();
+        let claimant = claimant.map(|place| place.read());
         let (windows, admission) =
-            report::admit(windows, claimant.map(|place| place.read()), facts.kind, facts.now_ns);
+            report::admit(windows, claimant, facts.kind, facts.due(), facts.now_ns);
         (&raw mut (*record).windows).write(windows);
         admission
     };
@@ -109,7 +131,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
                     let Some(claimant) = CLAIMANTS.get_ptr_mut(key) else {
                         return stats::count(Counter::EventsLost);
                     };
-                    (claimant, first.then_some((facts.kind, facts.flags)))
+                    (claimant, (first || facts.due()).then_some((facts.kind, facts.flags)))
                 }
                 (Some(claimant), Admission::Fold | Admission::Flood { .. }) => (claimant, None),
                 (None, Admission::Fold | Admission::Flood { .. }) => return,
@@ -120,7 +142,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
         }
     };
     // SAFETY: a counter in a valid aligned map value.
-    unsafe { stats::add_one(total) };
+    unsafe { atomic::add_one(total) };
     if let Some((kind, flags)) = event {
         send(ctx, total, told, facts, kind, flags);
     }
@@ -155,7 +177,7 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
     entry.write(Event {
         kernel_time_ns: maps::boot_ns(),
         count,
-        slot: seen.entry.slot,
+        slot: seen.entry.place.slot,
         interface: port.interface,
         vlan: frame.vlan,
         address: seen.address,

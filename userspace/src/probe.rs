@@ -49,16 +49,18 @@ struct Question {
 }
 
 impl Tables for Question {
+    type Place = u32;
+
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        (*key == self.key).then_some(Entry { slot: 0, word: self.word, lease_until_ns: 0 })
+        (*key == self.key).then_some(Entry {
+            place: 0,
+            word: self.word,
+            may_answer: self.word.may_answer(),
+        })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
-    }
-
-    fn now_ns(&self) -> u64 {
-        clock::now().0
     }
 }
 
