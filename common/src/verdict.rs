@@ -249,11 +249,8 @@ pub fn verdict<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Verdict<T::
     };
     let may_answer = target.may_answer;
     let to_us = to_us(frame, port, &target);
-    let sighting = if form == Form::Probe && !nonsense {
-        probe(frame, port, tables, target)
-    } else {
-        sighting
-    };
+    let sighting =
+        if form == Form::Probe && !nonsense { probe(frame, port, tables, target) } else { sighting };
     let asks = form == Form::Request && !nonsense && !ours(frame.sender_mac, port, &target);
     let followed = if to_us && may_answer { target.word.mark() } else { 0 };
     let asking = asks.then_some(Asking { place: target.place, asks, followed });
@@ -326,12 +323,7 @@ fn sender<T: Tables>(
 
 /// What a request with sender 0.0.0.0 for a managed address says.
 #[inline(always)]
-fn probe<T: Tables>(
-    frame: &Frame,
-    port: &Port,
-    tables: &T,
-    target: Entry<T::Place>,
-) -> Sighting<T::Place> {
+fn probe<T: Tables>(frame: &Frame, port: &Port, tables: &T, target: Entry<T::Place>) -> Sighting<T::Place> {
     let seen = Seen { address: frame.target_ip, entry: target };
     if ours(frame.sender_mac, port, &target) {
         return Sighting::Echo(Some(seen));

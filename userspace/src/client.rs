@@ -288,7 +288,8 @@ fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
         writeln!(out, "observing: nothing is answered, announced or registered; states say what would be")?;
     }
     for interface in &status.interfaces {
-        let missing = |there: bool, what: &str| if there { String::new() } else { format!(", {what} MISSING") };
+        let missing =
+            |there: bool, what: &str| if there { String::new() } else { format!(", {what} MISSING") };
         writeln!(
             out,
             "interface {}: {}, attached {}, vlan_tags {}{}{}",

@@ -12,6 +12,7 @@ use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, time:
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
     abi::{self, AddressKey},
+    defence,
     net::MacAddr,
     wire::arp::{Form, Outgoing},
 };
@@ -19,22 +20,19 @@ use arpwarden_engine::{
     Action, Engine, Input, MonoTime, OnlineSpec, Purpose, RequestId,
     input::{Claimant, Sighting, SightingKind},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::{signal::unix::Signal, sync::mpsc};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     cli, client,
     events::Journal,
     exit::Exit,
-    instance::{self, Instance, Lock},
+    instance::{Instance, Lock},
     io::{
         arp_socket::ArpSocket,
         bpf::{self, Datapath, EventReader, Mode, Presence},
         clock::{self, Timer},
-        control::{self, Command, Reply},
+        control::{Command, Reply},
         dice::KernelDice,
         link::{self, DisabledOffload, Link},
         netlink::{Changes, Netlink},
@@ -293,7 +291,7 @@ fn outcome(Done { order, result }: Done) -> Input {
 
 impl Daemon {
     async fn run(
-        &mut self,
+        mut self,
         mut events: EventReader,
         mut changes: Changes,
         mut outcomes: mpsc::UnboundedReceiver<Done>,
@@ -321,7 +319,8 @@ impl Daemon {
             }
             let settled = self.carriers.values().filter_map(|carrier| carrier.settling_until);
             let beat = self.beat.after(HEARTBEAT);
-            let wake_at = self.engine.poll_timeout().into_iter().chain(give_up_at).chain(settled).chain([beat]);
+            let wake_at =
+                self.engine.poll_timeout().into_iter().chain(give_up_at).chain(settled).chain([beat]);
             timer.set(wake_at.min()).context("setting the timer")?;
             tokio::select! {
                 readable = events.readable() => {
@@ -379,7 +378,7 @@ impl Daemon {
         }
     }
 
-    fn finish(&mut self) -> Result<Ended, Stop> {
+    fn finish(mut self) -> Result<Ended, Stop> {
         let left: Vec<String> = self.engine.addresses().map(|(key, _)| key.address.to_string()).collect();
         if left.is_empty() {
             for index in self.carriers.keys().copied().collect::<Vec<_>>() {
@@ -476,12 +475,12 @@ impl Daemon {
             return Ok(());
         }
         // The program defends as well; whoever takes the permit does.
-        if purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0) {
+        if purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0, defence::INTERVAL_NS) {
             return Err("the program has defended it in this interval".to_owned());
         }
-        self.socket.send(key.interface, frame).map_err(|error| {
-            format!("sending on {} failed: {error}", self.interface_name(key.interface))
-        })?;
+        self.socket
+            .send(key.interface, frame)
+            .map_err(|error| format!("sending on {} failed: {error}", self.interface_name(key.interface)))?;
         let notes = self.notes.entry(*key).or_default();
         match purpose {
             Purpose::Announcement => _ = notes.announced.get_or_insert(now),

@@ -12,7 +12,7 @@ use arpwarden_common::{
 };
 use arpwarden_engine::{
     Action, Answer, Engine, Input, Interface, OnlineSpec, RequestId,
-    input::{Claim, Claimant, Defend, Pace, Sighting, SightingKind},
+    input::{Claim, Claimant, Defend, OnRemoved, Pace, Register, Sighting, SightingKind},
 };
 
 use crate::{
@@ -52,11 +52,7 @@ impl Tables for Question {
     type Place = u32;
 
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        (*key == self.key).then_some(Entry {
-            place: 0,
-            word: self.word,
-            may_answer: self.word.may_answer(),
-        })
+        (*key == self.key).then_some(Entry { place: 0, word: self.word, may_answer: self.word.may_answer() })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
@@ -81,6 +77,8 @@ impl Question {
             count: 1,
             repeat: false,
             owner_changed: false,
+            defended: false,
+            fell: false,
             at: clock::now(),
         })
     }

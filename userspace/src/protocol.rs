@@ -197,9 +197,7 @@ impl How {
             prefix_length,
             claim: match self.claim {
                 ClaimWay::Probe => Claim::Probe,
-                ClaimWay::Immediate => {
-                    Claim::Immediate { check: Duration::from_millis(self.check_ms) }
-                }
+                ClaimWay::Immediate => Claim::Immediate { check: Duration::from_millis(self.check_ms) },
             },
             profile: self.profile.into(),
             defend: match self.defend {

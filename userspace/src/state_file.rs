@@ -146,7 +146,8 @@ impl Left {
     }
 
     fn lines(&self) -> impl Iterator<Item = Line> {
-        let claims = self.claims.iter().map(|(place, claimed)| Line::Claim { place: *place, claimed: *claimed });
+        let claims =
+            self.claims.iter().map(|(place, claimed)| Line::Claim { place: *place, claimed: *claimed });
         self.registered.values().cloned().map(Line::Add).chain(claims)
     }
 }

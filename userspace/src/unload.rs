@@ -36,10 +36,13 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
         return Ok(format!("instance '{}' is not loaded; nothing to do", instance.name()));
     }
     let (lock, had_daemon) = end_daemon(instance).await?;
-    let (mut journal, left) = lock.journal()?;
+    let (state, left) = lock.state_file()?;
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
-    pins.silence().map_err(Stop::failed)?;
-    let removed = remove_leftovers(&netlink, &mut journal, left).await?;
+    // From here on the program keeps the kernel silent about all of them, so it goes last.
+    if let Err(error) = pins.silence() {
+        complain(format_args!("{:#}; going on without", anyhow::Error::from(error)));
+    }
+    let removed = remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
     pins.unload().map_err(Stop::failed)?;
     lock.remove()?;
     let taken_off = match removed.len() {

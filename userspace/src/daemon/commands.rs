@@ -28,6 +28,7 @@ use crate::{
         clock,
         control::{Command, Reply},
         link,
+        netlink::{self, LocalAddress, now::Gateway},
     },
     protocol::{
         self, AddressStatus, AddressStatusCounters, AskerStatus, How, InterfaceStatus, RegisterWay, Request,
@@ -125,7 +126,7 @@ impl Daemon {
                 let mut neighbours = BTreeMap::new();
                 for address in &addresses {
                     for key in self.keys_of(*address, None) {
-                        neighbours.insert(key, self.neighbours(&key).await);
+                        neighbours.insert(key, self.neighbours(&key));
                     }
                 }
                 self.on_managed(&client, &addresses, interface.as_deref(), Verb::Repair, |request, key| {
@@ -188,7 +189,8 @@ impl Daemon {
 
     /// Which other interfaces of this host would answer for an address once it is configured.
     pub(super) fn flux(&self, key: &AddressKey) -> Option<String> {
-        let others = link::siblings_that_answer(&self.links, &self.locals, key.interface, key.address.into());
+        let elsewhere = self.locals_elsewhere(key.interface);
+        let others = link::siblings_that_answer(&self.links, &elsewhere, key.interface, key.address.into());
         let names: Vec<&str> = others.iter().map(|link| link.name.as_str()).collect();
         let first = names.first()?;
         Some(format!(
@@ -196,6 +198,22 @@ impl Daemon {
              it with 'sysctl -w net.ipv4.conf.{first}.arp_ignore=1'",
             names.join(", ")
         ))
+    }
+
+    /// What is configured on other interfaces.
+    fn locals_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
+        let places = self.locals.iter().flat_map(|(address, places)| {
+            places.iter().map(|(index, prefix_length)| (*address, *index, *prefix_length))
+        });
+        places
+            .filter(|(_, at, _)| *at != index)
+            .map(|(address, index, prefix_length)| LocalAddress {
+                index,
+                address,
+                prefix_length,
+                protocol: None,
+            })
+            .collect()
     }
 
     /// Addresses with this property, in the order of their keys.
@@ -210,12 +228,14 @@ impl Daemon {
     }
 
     /// Who should know where an address is: the hosts that asked for it lately, and the gateway.
-    async fn neighbours(&self, key: &AddressKey) -> Vec<Neighbour> {
+    fn neighbours(&self, key: &AddressKey) -> Vec<Neighbour> {
         let asked = self.datapath.askers(key).into_iter();
         let mut neighbours: Vec<Neighbour> =
             asked.map(|asker| Neighbour { mac: asker.mac, address: asker.address }).collect();
-        match self.netlink.gateway(key.interface).await {
-            Ok(Some((address, mac))) if neighbours.iter().all(|there| there.address != address.into()) => {
+        match netlink::now::gateway(key.interface) {
+            Ok(Some(Gateway { address, mac }))
+                if neighbours.iter().all(|there| there.address != address.into()) =>
+            {
                 // One whose MAC is not known is asked by broadcast, as anybody would.
                 let mac = mac.unwrap_or(MacAddr::BROADCAST);
                 neighbours.push(Neighbour { mac, address: address.into() });
@@ -354,7 +374,8 @@ impl Daemon {
             }
             let (record, seen) = self.datapath.address_counters(key).unwrap_or_default();
             let state = managed.state();
-            let may_answer = !self.observe && self.datapath.may_answer(key, now.0);
+            let may_answer = !self.observe
+                && self.datapath.standing(key).is_some_and(|standing| standing.may_answer(|| now.0));
             let own = self.links.get(&key.interface).and_then(|link| link.mac);
             let owner = if may_answer { own } else { Some(record.owner).filter(|mac| !mac.is_zero()) };
             addresses.push(AddressStatus {

@@ -146,20 +146,22 @@ impl Daemon {
                 State::Announcing | State::Online | State::Contested => "it may be answered".to_owned(),
             };
         }
-        let Some(entry) = self.datapath.entry(key) else {
+        let Some(standing) = self.datapath.standing(key) else {
             return "the program does not know it; please report this".to_owned();
         };
-        if entry.fallen == u32::from(managed.generation()) + 256 {
+        if standing.fallen == standing.word.mark() {
             return "the program has given it up because of a conflict".to_owned();
         }
-        if entry.lease_until_ns != 0 && entry.lease_until_ns < now.0 {
+        if standing.lease_until_ns != 0 && standing.lease_until_ns < now.0 {
             return "its lease is past".to_owned();
         }
-        match entry.group {
-            Some(Group { word: Group::ANSWERS, .. }) => "the lease of its group is past".to_owned(),
-            Some(_) => "its group is silent".to_owned(),
-            None => "the port is not acted on".to_owned(),
+        if standing.group.word != Group::ANSWERS {
+            return "its group is silent".to_owned();
         }
+        if standing.group.lease_until_ns != 0 && standing.group.lease_until_ns < now.0 {
+            return "the lease of its group is past".to_owned();
+        }
+        "its port is not acted on".to_owned()
     }
 
     /// Whether the program would defend it.
@@ -200,9 +202,9 @@ impl Daemon {
         facts.push(match self.locals.get(&address) {
             None => "not configured on this host".to_owned(),
             Some(places) => {
-                let names = places.iter().map(|(index, length)| {
-                    format!("{} (/{length})", self.interface_name(*index))
-                });
+                let names = places
+                    .iter()
+                    .map(|(index, length)| format!("{} (/{length})", self.interface_name(*index)));
                 format!("configured on {}", names.collect::<Vec<_>>().join(", "))
             }
         });

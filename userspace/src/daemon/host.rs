@@ -1,11 +1,7 @@
 //! Interfaces and addresses of this host: where the program is, which MACs are ours, what is configured, and what
 //! others do to all that.
 
-use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
-    time::Duration,
-};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use anyhow::anyhow;
 use arpwarden_common::{
@@ -27,7 +23,7 @@ use crate::{
         bpf::{Mode, Presence},
         clock,
         link::{self, Link},
-        netlink::{self, Change},
+        netlink::Change,
     },
     protocol::How,
 };
@@ -155,7 +151,7 @@ impl Daemon {
     pub(super) async fn take_change(&mut self, change: Change) -> Result<(), Stop> {
         match change {
             Change::Link(link) => self.take_link(link)?,
-            Change::LinkGone(index) => self.link_gone(index)?,
+            Change::LinkGone { index, moved } => self.link_gone(index, moved)?,
             Change::Address { index, address, prefix_length, present } => {
                 self.set_local(address, index, present.then_some(prefix_length));
             }
@@ -173,7 +169,7 @@ impl Daemon {
         let links = self.netlink.links().await.map_err(Stop::failed)?;
         let gone: Vec<u32> = self.links.keys().filter(|index| !links.contains_key(index)).copied().collect();
         for index in gone {
-            self.link_gone(index)?;
+            self.link_gone(index, false)?;
         }
         for link in links.into_values() {
             self.take_link(link)?;
@@ -182,11 +178,12 @@ impl Daemon {
     }
 
     /// The interface was removed, or moved to another network namespace: what was on it is nowhere now.
-    fn link_gone(&mut self, index: u32) -> Result<(), Stop> {
+    fn link_gone(&mut self, index: u32, moved: bool) -> Result<(), Stop> {
         if let Some(carrier) = self.carriers.get(&index) {
             let name = carrier.name.clone();
             let awaited = self.awaited_of(index);
-            self.journal.link("program_missing", &name, None, Some("interface_gone"));
+            let reason = if moved { "interface_moved" } else { "interface_gone" };
+            self.journal.link("program_missing", &name, None, Some(reason));
             self.tell(Input::Gone { index });
             self.perform();
             self.drop_carrier(index);
@@ -224,7 +221,8 @@ impl Daemon {
         let index = link.index;
         let before = self.links.insert(index, link.clone());
         let macs = |link: &Link| (link.mac, link.permanent_mac);
-        if let Some(mac) = before.as_ref().and_then(|before| before.mac).filter(|mac| Some(*mac) != link.mac) {
+        if let Some(mac) = before.as_ref().and_then(|before| before.mac).filter(|mac| Some(*mac) != link.mac)
+        {
             self.former_macs.insert(mac, clock::now().after(FORMER_MAC));
         }
         if before.as_ref().map(macs) != Some(macs(&link)) {
@@ -322,7 +320,8 @@ impl Daemon {
     /// Whether the daemon, or the machine, has not run for longer than a heartbeat is good for.
     pub(super) fn was_away(&self) -> bool {
         let lasts = Duration::from_nanos(abi::Control::HEARTBEAT_LASTS_NS);
-        clock::now().since(self.beat) >= lasts || self.slept.abs_diff(clock::slept_ns()) > abi::Control::SLEEP_NS
+        clock::now().since(self.beat) >= lasts
+            || self.slept.abs_diff(clock::slept_ns()) > abi::Control::SLEEP_NS
     }
 
     /// Looks at the world again before anything is done that was meant for the world before.
@@ -358,7 +357,7 @@ impl Daemon {
     fn look_at_carrier(&mut self, index: u32) {
         let Some(carrier) = self.carriers.get(&index) else { return };
         let (name, mode, before) = (carrier.name.clone(), carrier.mode, carrier.presence);
-        let mut presence = self.datapath.verify(index);
+        let Some(mut presence) = self.verify(index) else { return };
         let lost = [(before.xdp && !presence.xdp, "program"), (before.guard && !presence.guard, "guard")];
         for what in lost.into_iter().filter_map(|(lost, what)| lost.then_some(what)) {
             self.journal.link("program_missing", &name, None, Some(what));
@@ -378,7 +377,7 @@ impl Daemon {
             {
                 warn!(interface = name, "{:#}", anyhow::Error::from(error));
             }
-            presence = self.datapath.verify(index);
+            presence = self.verify(index).unwrap_or(presence);
             if presence.xdp && presence.guard {
                 self.journal.link("program_restored", &name, None, None);
             }
@@ -388,12 +387,25 @@ impl Daemon {
         }
     }
 
+    fn verify(&self, index: u32) -> Option<Presence> {
+        match self.datapath.verify(index) {
+            Ok(presence) => Some(presence),
+            Err(error) => {
+                warn!(
+                    interface = self.interface_name(index),
+                    "looking for the program and the guard: {error}"
+                );
+                None
+            }
+        }
+    }
+
     /// Whether answering for an address that is not configured leads anywhere: to a route that says local, with a kernel
     /// that does not answer by itself for what the route covers.
     pub(super) async fn leads_nowhere(&self, key: &AddressKey) -> Option<String> {
         let address: Ipv4Addr = key.address.into();
         let name = self.interface_name(key.interface);
-        match netlink::arp_ignore(&name) {
+        match link::arp_ignore(&name) {
             Ok(0) => {
                 return Some(format!(
                     "arp_ignore is 0 on {name}, so its kernel answers for all that a local route covers; set it with \
@@ -404,8 +416,8 @@ impl Daemon {
             Err(error) => return Some(format!("reading arp_ignore of {name}: {error}")),
         }
         match self.netlink.route_says_local(address).await {
-            Ok(true) => None,
-            Ok(false) => Some(format!(
+            Ok(Some(_)) => None,
+            Ok(None) => Some(format!(
                 "no route says that {address} is local, so what is sent to it is lost; add one with 'ip route add \
                  local {address} dev lo'"
             )),

@@ -36,7 +36,8 @@ pub(super) async fn work(
 ) {
     while let Some((order, interface)) = orders.recv().await {
         let (Order::Register(key, prefix_length) | Order::Deregister(key, prefix_length)) = order;
-        let entry = Registered { index: key.interface, interface, address: key.address.into(), prefix_length };
+        let entry =
+            Registered { index: key.interface, interface, address: key.address.into(), prefix_length };
         let result = match order {
             Order::Register(..) => match state.add(&entry) {
                 Ok(()) => netlink

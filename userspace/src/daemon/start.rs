@@ -218,9 +218,9 @@ impl Daemon {
         }
         // What was registered but is in no map was being given up, or not yet made known, when the run ended.
         let known = |entry: &Registered| {
-            self.engine.addresses().any(|(key, _)| {
-                key.interface == entry.index && Ipv4Addr::from(key.address) == entry.address
-            })
+            self.engine
+                .addresses()
+                .any(|(key, _)| key.interface == entry.index && Ipv4Addr::from(key.address) == entry.address)
         };
         let unknown: Vec<Registered> = left.registered().filter(|entry| !known(entry)).cloned().collect();
         remove_leftovers(&self.netlink, &self.state, unknown).await?;
@@ -245,7 +245,7 @@ impl Daemon {
             registered: left.prefix_length(key),
             local: self.locals.contains_key(&key.address.into()),
             lease_until: at(*lease_until_ns),
-            fallen: record.fallen == u32::from(word.generation()) + 256,
+            fallen: record.fallen == word.mark(),
             defences: record.moves_ns.iter().filter_map(|ns| at(*ns)).collect(),
             owner,
             untold: *untold,
@@ -256,9 +256,9 @@ impl Daemon {
     /// interface was only made anew, it is claimed there.
     async fn abandon(&mut self, kept: &KeptAddress, left: &Left) -> Result<(), Stop> {
         let key = kept.key;
-        let entries = left.registered().filter(|entry| {
-            entry.index == key.interface && entry.address == Ipv4Addr::from(key.address)
-        });
+        let entries = left
+            .registered()
+            .filter(|entry| entry.index == key.interface && entry.address == Ipv4Addr::from(key.address));
         let entries: Vec<Registered> = entries.cloned().collect();
         if let Some(entry) = entries.first()
             && !self.links.contains_key(&key.interface)

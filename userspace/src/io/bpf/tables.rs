@@ -13,6 +13,7 @@ use arpwarden_common::{
     names,
     net::MacAddr,
     state::StateWord,
+    verdict::{self, Entry, Standing},
 };
 use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
@@ -22,6 +23,7 @@ use aya::{
 use tracing::warn;
 
 use super::{
+    super::clock,
     Datapath,
     error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
     pins::Pins,
@@ -144,6 +146,21 @@ where
     let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
     let mapped = Mapped::of(&data, count).map_err(|source| LoadError::Mapping { map, source })?;
     Ok((mapped, info.id()))
+}
+
+/// The maps as the program sees them, for the verdict.
+impl verdict::Tables for Datapath {
+    type Place = u32;
+
+    fn address(&self, key: &AddressKey) -> Option<Entry> {
+        let standing = self.standing(key)?;
+        let may_answer = standing.may_answer(|| clock::now().0);
+        Some(Entry { place: *self.installed.get(key)?, word: standing.word, may_answer })
+    }
+
+    fn is_own(&self, mac: MacAddr) -> bool {
+        self.own.contains(&mac)
+    }
 }
 
 impl Datapath {
@@ -380,6 +397,19 @@ impl Datapath {
             self.hinted.remove(&place);
         }
         self.tables.hints.set(place, hint, 0).map_err(|source| TableError::write(names::HINTS, source))
+    }
+
+    /// What decides now whether the program answers for an address; `None` if it doesn't know it.
+    pub fn standing(&self, key: &AddressKey) -> Option<Standing> {
+        let slot = *self.installed.get(key)?;
+        let place = self.tables.slots.get(slot)?;
+        let group = place.group.load(std::sync::atomic::Ordering::Relaxed);
+        Some(Standing {
+            word: place.word(),
+            fallen: self.tables.records.get(slot)?.read().fallen,
+            lease_until_ns: place.lease_until_ns.load(std::sync::atomic::Ordering::Acquire),
+            group: if group == 0 { Group::NONE } else { self.group(group).unwrap_or_default() },
+        })
     }
 
     /// What the program has counted, over all CPUs, by the number of [`Counter`].
