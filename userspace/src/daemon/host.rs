@@ -109,7 +109,7 @@ impl Daemon {
     pub(super) async fn take_change(&mut self, change: Change) -> Result<(), Stop> {
         match change {
             Change::Link(link) => self.take_link(link)?,
-            Change::LinkGone(index) => {
+            Change::LinkGone { index, .. } => {
                 // What was on it is nowhere now: nothing is left to be answered or announced.
                 let keys: Vec<AddressKey> = self
                     .engine
@@ -145,7 +145,7 @@ impl Daemon {
                 let gone: Vec<u32> =
                     self.links.keys().filter(|index| !links.contains_key(index)).copied().collect();
                 for index in gone {
-                    Box::pin(self.take_change(Change::LinkGone(index))).await?;
+                    Box::pin(self.take_change(Change::LinkGone { index, moved: false })).await?;
                 }
                 for link in links.into_values() {
                     self.take_link(link)?;
