@@ -448,8 +448,8 @@ fn siblings<'a>(
 ) -> Vec<&'a Link> {
     let Some(ours) = links.get(&index) else { return Vec::new() };
     let below = |link: &Link| match link.kind.as_deref() {
-        // The other end is another host's, or a port of something.
-        Some("veth" | "netkit") => None,
+        // The other end is another host's, or a port of something; tags keep a VLAN apart.
+        Some("veth" | "netkit" | "vlan") => None,
         _ => link.parent.filter(|_| link.link_netns.is_none()),
     };
     let same_wire = |other: &Link| {
@@ -474,8 +474,6 @@ fn siblings<'a>(
             && !other.loopback
             && !other.noarp
             && other.arphrd == libc::ARPHRD_ETHER
-            // Its tags keep it apart.
-            && !other.is_kind(&["vlan"])
             && free
     };
     links
@@ -1209,8 +1207,10 @@ mod tests {
             message(3, "e", LinkLayerType::Ether, LinkFlags::Noarp),
         ]);
         assert_eq!(found(&both, &[], 0), ["n"]);
-        let vlan = with(ethernet(2, "a.7"), [made_by(InfoKind::Vlan), LinkAttribute::Link(1)]);
-        assert_eq!(found(&links([ethernet(1, "a"), vlan]), &[], 0), [""; 0]);
+        let vlan = || with(ethernet(2, "c.7"), [made_by(InfoKind::Vlan), LinkAttribute::Link(1)]);
+        assert_eq!(found(&links([ethernet(1, "a"), vlan()]), &[], 0), [""; 0]);
+        // Its switch may put it where the other one is untagged.
+        assert_eq!(found(&links([ethernet(1, "a"), vlan()]), &[on(2, 2, 24)], 0), ["c.7"]);
         let veth = |index, name, peer| {
             with(ethernet(index, name), [made_by(InfoKind::Veth), LinkAttribute::Link(peer)])
         };

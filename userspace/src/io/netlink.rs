@@ -968,11 +968,7 @@ mod tests {
         let mut other = std::process::Command::new("unshare").args(["--net", "sleep", "30"]).spawn().unwrap();
         let theirs = format!("/proc/{}/ns/net", other.id());
         let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
-        let give_up = super::super::clock::now().after(std::time::Duration::from_secs(5));
-        while fs::read_link(&theirs).unwrap() == ours {
-            assert!(super::super::clock::now() < give_up, "no namespace");
-            std::thread::yield_now();
-        }
+        own_network::wait_until("a namespace", || fs::read_link(&theirs).unwrap() != ours);
         ip(&format!("link set dev b netns {}", other.id()));
         let gone = loop {
             if let Change::LinkGone { index: at, moved } = changes.next().await.unwrap()
