@@ -77,11 +77,16 @@ mod own_network {
         true
     }
 
-    pub(super) fn wait_for_carrier(name: &str) {
+    fn wait_for_carrier(name: &str) {
         let index = nix::net::if_::if_nametoindex(name).unwrap();
+        wait_until("a carrier", || netlink::now::link_now(index).unwrap().unwrap().running);
+    }
+
+    /// Waits for a fact, for as long as that can take on a busy machine.
+    pub(super) fn wait_until(what: &str, mut fact: impl FnMut() -> bool) {
         let give_up = clock::now().after(Duration::from_secs(5));
-        while !netlink::now::link_now(index).unwrap().unwrap().running {
-            assert!(clock::now() < give_up, "{name} has no carrier");
+        while !fact() {
+            assert!(clock::now() < give_up, "still waiting for {what}");
             std::thread::yield_now();
         }
     }

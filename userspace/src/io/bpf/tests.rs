@@ -1,3 +1,7 @@
+mod guard;
+mod kept;
+mod wire;
+
 use std::{
     collections::BTreeSet,
     sync::atomic::{AtomicU32, Ordering},

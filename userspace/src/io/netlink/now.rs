@@ -1,12 +1,15 @@
 //! Requests that are answered there and then, without a runtime.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::Ipv4Addr};
 
+use arpwarden_common::net::MacAddr;
 use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkExtentMask, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -44,6 +47,8 @@ fn ask_once(
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
+    // Linux 4.20: the kernel itself leaves out of a list what was not asked for.
+    let _ = socket.set_netlink_get_strict_chk(true);
     socket.send(&bytes, 0)?;
     let one = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
     let (mut answers, mut torn) = (Vec::new(), false);
@@ -116,4 +121,80 @@ pub(in crate::io) fn links_now() -> io::Result<BTreeMap<u32, Link>> {
         Link::decode(link)
     });
     Ok(links.map(|link| (link.index, link)).collect())
+}
+
+/// A host that an interface's packets go to when no other route says where to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gateway {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its MAC, if the neighbour table has it.
+    pub mac: Option<MacAddr>,
+}
+
+/// The default gateway of an interface: the one of least metric in the main table. `None` if there is none, or none
+/// with an IPv4 address.
+///
+/// # Errors
+/// The kernel's.
+pub fn gateway(index: u32) -> io::Result<Option<Gateway>> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = AddressFamily::Inet;
+    request.header.kind = RouteType::Unicast;
+    request.attributes.push(RouteAttribute::Table(libc::RT_TABLE_MAIN.into()));
+    request.attributes.push(RouteAttribute::Oif(index));
+    let routes = ask(&RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP)?;
+    let gateways = routes.iter().filter_map(|answer| {
+        let Some(RouteNetlinkMessage::NewRoute(route)) = answer else { return None };
+        let default = route.header.destination_prefix_length == 0
+            && route.header.kind == RouteType::Unicast
+            && route.header.table == libc::RT_TABLE_MAIN;
+        let address = gateway_of(&route.attributes, index).filter(|_| default)?;
+        let metric = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        });
+        Some((metric.unwrap_or(0), address))
+    });
+    let Some((_, address)) = gateways.min() else { return Ok(None) };
+    Ok(Some(Gateway { address, mac: neighbour(index, address)? }))
+}
+
+/// The gateway of a route on an interface; of several the first.
+fn gateway_of(attributes: &[RouteAttribute], index: u32) -> Option<Ipv4Addr> {
+    let via = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })
+    };
+    if attributes.contains(&RouteAttribute::Oif(index)) {
+        return via(attributes);
+    }
+    attributes.iter().find_map(|attribute| {
+        let RouteAttribute::MultiPath(hops) = attribute else { return None };
+        hops.iter().filter(|hop| hop.interface_index == index).find_map(|hop| via(&hop.attributes))
+    })
+}
+
+/// The MAC of a neighbour, if the kernel has one.
+fn neighbour(index: u32, address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
+    let mut request = NeighbourMessage::default();
+    request.header.family = AddressFamily::Inet;
+    request.header.ifindex = index;
+    request.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    match ask(&RouteNetlinkMessage::GetNeighbour(request), 0) {
+        Ok(answers) => Ok(answers.into_iter().flatten().find_map(|answer| {
+            let RouteNetlinkMessage::NewNeighbour(neighbour) = answer else { return None };
+            neighbour.attributes.iter().find_map(|attribute| match attribute {
+                // There as long as it was, or may be, true; failed and unanswered ones have none.
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    bytes.as_slice().try_into().ok().map(MacAddr::new)
+                }
+                _ => None,
+            })
+        })),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
