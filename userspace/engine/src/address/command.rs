@@ -113,10 +113,13 @@ impl Managed {
     /// The kernel has it already.
     pub(super) fn take_over(&mut self, spec: &OnlineSpec) {
         self.local = true;
-        if spec.register == Register::Address {
-            self.registered_prefix = spec.prefix_length;
-            self.registration = Registration::Present;
-        }
+        self.registration = match spec.register {
+            Register::Address => {
+                self.registered_prefix = spec.prefix_length;
+                Registration::Present
+            }
+            Register::None => Registration::Absent, // whoever has put it there takes it off
+        };
         self.want_question();
     }
 

@@ -79,7 +79,8 @@ impl Managed {
             Target::Watched(_) => self.step(State::Watched, reason, turn),
         }
         let state = self.state;
-        self.answer_all(turn, |what| matches!(what, Waiting::Announce), &Answer::WrongState(state));
+        let over = |what: &Waiting| matches!(what, Waiting::Announce | Waiting::Repair);
+        self.answer_all(turn, over, &Answer::WrongState(state));
         self.answer_release(turn, &Answer::Done);
     }
 
@@ -225,8 +226,8 @@ impl Managed {
             return;
         }
         if self.registration == Registration::Present && self.keeps_registration() {
-            if recent {
-                self.doubt = Doubt::Removed(settled);
+            if recent || self.slot != Slot::Installed {
+                self.doubt = Doubt::Removed(settled.max(turn.now));
             } else {
                 self.removed(turn);
             }
@@ -241,6 +242,13 @@ impl Managed {
 
     /// Nothing has contradicted the report.
     pub(super) fn settle_doubt(&mut self, turn: &mut Turn<'_>) {
+        if self.slot != Slot::Installed {
+            // Nothing is put back that no word shields yet.
+            if let Doubt::Removed(until) | Doubt::Added(until) = &mut self.doubt {
+                *until = turn.now.after(REPORT_DELAY);
+            }
+            return;
+        }
         let doubt = core::mem::replace(&mut self.doubt, Doubt::None);
         match doubt {
             Doubt::None => {}

@@ -6,8 +6,13 @@ mod claiming;
 mod defending;
 mod giving_up;
 mod golden;
+mod leases;
+mod links;
 mod many;
+mod program;
 mod properties;
+mod removal;
+mod repairing;
 mod stories;
 mod watching;
 

@@ -500,7 +500,11 @@ impl Bench {
                 self.step(Step::Interface(self.interface));
             }
             Step::ProgramMissing => {
+                let killed = self.crash.is_some();
                 self.input(Input::ProgramMissing { index: KEY.interface });
+                if killed {
+                    return; // perhaps before it was done; the next daemon attaches the program first
+                }
                 for (key, address) in self.engine.addresses() {
                     let open = self.open.iter().any(|action| key_of_action(action) == Some(*key));
                     assert!(address.state().may_answer() || !address.is_registered() || open, "{address:?}");
