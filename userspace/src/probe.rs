@@ -113,6 +113,9 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         defend: Defend::Yield,
         wait: std::time::Duration::ZERO,
         adopt: false,
+        lease: None,
+        register: Register::Address,
+        on_removed: OnRemoved::Restore,
     };
     let port = Port::accepting(mac, link.index);
     let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
@@ -128,7 +131,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
     let mut engine = Engine::new();
-    let interface = Interface { mac, pace: Pace::Plain, moves: None };
+    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true };
     engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
     engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
     loop {
@@ -154,7 +157,11 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
                     return Ok(Exit::Done);
                 }
                 Action::Answer { answer, .. } => return ended(arguments, &answer),
-                Action::Event(_) | Action::Remove { .. } | Action::Deregister { .. } => None,
+                Action::Event(_)
+                | Action::Remove { .. }
+                | Action::Deregister { .. }
+                | Action::Lease { .. }
+                | Action::Remember { .. } => None,
             };
             if let Some(outcome) = outcome {
                 engine.handle(clock::now(), outcome, &mut KernelDice);

@@ -1,5 +1,7 @@
 //! Links and addresses by rtnetlink: what there is, what changes, registration.
 
+pub(super) mod now;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -29,7 +31,7 @@ use rtnetlink::{
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope},
     },
     proto::Connection,
-    sys::{Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
+    sys::TokioSocket,
 };
 use tokio::sync::Mutex;
 use tracing::warn;
@@ -416,36 +418,6 @@ fn is_secondary(message: &AddressMessage) -> bool {
     )
 }
 
-/// The link with this index, asked for there and then without a runtime; `None` if there is none.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn link_now(index: u32) -> io::Result<Option<Link>> {
-    let mut request = LinkMessage::default();
-    request.header.index = index;
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let mut request = request_of(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST);
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    // One request without NLM_F_DUMP has one answer, the link or an error (netlink(7)).
-    let (answer, _) = socket.recv_from_full()?;
-    let answer =
-        Message::deserialize(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Link::decode(&link)),
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Ok(None),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
 /// Where an address is or is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -679,6 +651,7 @@ mod tests {
 
     use super::{
         super::own_network::{self, PAIR, ip},
+        now::link_now,
         *,
     };
 
