@@ -2,7 +2,7 @@
 //! the program brings what it has read and exchanged, and performs what comes of it.
 
 use crate::{
-    abi::{Control, Port},
+    abi::Control,
     state::{Policy, StateWord},
     verdict::Standing,
 };
@@ -55,20 +55,21 @@ pub const fn due(defended_ns: u64, now_ns: u64) -> bool {
     defended_ns == 0 || now_ns.saturating_sub(defended_ns) >= INTERVAL_NS
 }
 
-/// Whether the port's move budget forbids a defence at `now_ns` (CLOCK_BOOTTIME), the latest ones being `moves_ns`.
+/// Whether a budget of `moves` in `window_s` seconds ([`crate::abi::Port::moves`]; 0 for none) forbids a defence at
+/// `now_ns` (CLOCK_BOOTTIME), the latest ones being `moves_ns`.
 #[inline(always)]
-pub fn spent(port: &Port, moves_ns: impl Iterator<Item = u64>, now_ns: u64) -> bool {
-    if port.moves == 0 {
+pub fn spent(moves: u32, window_s: u32, moves_ns: impl Iterator<Item = u64>, now_ns: u64) -> bool {
+    if moves == 0 {
         return false;
     }
-    let window_ns = port.moves_window_s as u64 * 1_000_000_000;
+    let window_ns = window_s as u64 * 1_000_000_000;
     let mut within = 0;
     for move_ns in moves_ns {
         if move_ns != 0 && now_ns.saturating_sub(move_ns) < window_ns {
             within += 1;
         }
     }
-    within >= port.moves
+    within >= moves
 }
 
 /// The place of the oldest of `moves_ns`, which the next one is written over.
@@ -100,17 +101,16 @@ const fn is_second(word: StateWord, earlier: u64, now_ns: u64) -> bool {
 
 /// Decides on a claim at `now_ns` (CLOCK_BOOTTIME) for an address with this word that may answer.
 ///
-/// `earlier` is the conflict before this one, which only `once` asks for; `defended_ns` and `moves_ns` are those of the
-/// address's record. Who defends has to exchange that `defended_ns` for `now_ns` first, and does nothing where it finds
+/// `earlier` is the conflict before this one, which only `once` asks for; `defended_ns` is that of the address's record,
+/// and `spent` whether its moves are. Who defends has to exchange that `defended_ns` for `now_ns` first, and does nothing where it finds
 /// another one: somebody else has defended.
 #[inline(always)]
 pub fn react(
     word: StateWord,
-    port: &Port,
     armed: bool,
     earlier: impl FnOnce() -> u64,
     defended_ns: u64,
-    moves_ns: impl Iterator<Item = u64>,
+    spent: impl FnOnce() -> bool,
     now_ns: u64,
 ) -> Reaction {
     match word.policy() {
@@ -119,7 +119,7 @@ pub fn react(
         Policy::Once if is_second(word, earlier(), now_ns) => return Reaction::Fall,
         Policy::Once | Policy::Hold => {}
     }
-    if armed && due(defended_ns, now_ns) && !spent(port, moves_ns, now_ns) {
+    if armed && due(defended_ns, now_ns) && !spent() {
         Reaction::Defend
     } else {
         Reaction::Nothing

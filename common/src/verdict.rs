@@ -54,6 +54,14 @@ pub struct Entry<P = u32> {
     pub may_answer: bool,
 }
 
+impl<P> Entry<P> {
+    /// Whether the address is ours to answer for or probed for, so that a claim is a conflict.
+    #[inline(always)]
+    pub const fn contested(&self) -> bool {
+        self.may_answer || self.word.is(State::Probing)
+    }
+}
+
 /// What the verdict may look up.
 pub trait Tables {
     /// Where an address is.
@@ -62,6 +70,16 @@ pub trait Tables {
     fn address(&self, key: &AddressKey) -> Option<Entry<Self::Place>>;
     /// Whether a MAC belongs to this network namespace or is answered with.
     fn is_own(&self, mac: MacAddr) -> bool;
+}
+
+/// Whom the verdict tells what a frame says beside its outcome: at once, because what it need not remember is not in
+/// the way of what it has yet to decide.
+pub trait Witness<P> {
+    /// Told at most once for each frame. Of a [`Sighting::Claim`] for an address that may answer it says how the claim
+    /// was met; of everything else [`Reaction::Nothing`].
+    fn saw(&self, sighting: Sighting<P>) -> Reaction;
+    /// Told of a sender whose MAC is neither the port's nor answered with; it may be another port's of this host.
+    fn asks(&self, asking: Asking<P>);
 }
 
 /// What becomes of the frame, with the reason. Each ARP frame has exactly one.
@@ -125,36 +143,17 @@ impl<P> Outcome<P> {
     }
 }
 
-/// What a frame says of a managed address, beside its outcome.
+/// What a frame says of a managed address ([`Frame::concerns`]), beside its outcome. An echo may be about none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sighting<P = u32> {
-    /// Nothing.
-    None,
     /// A claim. If the address is ours or probed for, each is a conflict; else only a change of owner is news.
-    Claim(Seen<P>),
+    Claim(Entry<P>),
     /// A broadcast probe by another host for an address that may answer or is probed for.
-    Probe(Seen<P>),
+    Probe(Entry<P>),
     /// A frame with this port's MAC, or the MAC that we answer with, as sender: echo, loop or clone.
-    Echo(Option<Seen<P>>),
+    Echo(Option<Entry<P>>),
     /// A frame with the MAC of another port of this host as sender.
-    Sibling(Option<Seen<P>>),
-}
-
-/// The address that a [`Sighting`] is about; an echo may be about none.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Seen<P = u32> {
-    /// The address.
-    pub address: Ipv4,
-    /// What the maps have of it.
-    pub entry: Entry<P>,
-}
-
-impl<P> Seen<P> {
-    /// Whether the address is ours to answer for or probed for, so that a claim is a conflict.
-    #[inline(always)]
-    pub const fn contested(&self) -> bool {
-        self.entry.may_answer || self.entry.word.is(State::Probing)
-    }
+    Sibling(Option<Entry<P>>),
 }
 
 /// The sender as one who asks for an address.
@@ -168,41 +167,16 @@ pub struct Asking<P = u32> {
     pub followed: u32,
 }
 
-/// Outcome and sighting of one frame, and who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Verdict<P = u32> {
-    /// What becomes of it.
-    pub outcome: Outcome<P>,
-    /// What it tells.
-    pub sighting: Sighting<P>,
-    /// Who asks; a host whose MAC is neither the port's nor answered with, but it may be another port's of this host.
-    pub asking: Option<Asking<P>>,
-}
-
-impl<P: Copy> Verdict<P> {
-    const fn of(outcome: Outcome<P>) -> Self {
-        Self { outcome, sighting: Sighting::None, asking: None }
-    }
-
-    /// What becomes of the frame once the claim in it was met by `reaction`.
-    #[inline(always)]
-    pub const fn after(&self, reaction: Reaction) -> Outcome<P> {
-        match (reaction, &self.sighting, &self.outcome) {
-            (Reaction::Defend, Sighting::Claim(seen), _) => Outcome::Defended { mac: seen.entry.word.mac() },
-            // The one request in which a claim asks for the very address that it claims.
-            (Reaction::Fall, Sighting::Claim(seen), Outcome::Gratuitous) if seen.entry.word.is_local() => {
-                Outcome::Shielded { place: seen.entry.place }
-            }
-            (_, _, outcome) => *outcome,
-        }
-    }
-}
-
 /// Decides on a frame that came in on `port`.
 #[inline(always)]
-pub fn verdict<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Verdict<T::Place> {
+pub fn verdict<T: Tables, W: Witness<T::Place>>(
+    frame: &Frame,
+    port: &Port,
+    tables: &T,
+    witness: &W,
+) -> Outcome<T::Place> {
     if port.flags & Port::ACCEPT == 0 {
-        return Verdict::of(Outcome::InactivePort);
+        return Outcome::InactivePort;
     }
     let look_up =
         |address: Ipv4| tables.address(&AddressKey { interface: port.interface, vlan: frame.vlan, address });
@@ -212,62 +186,75 @@ pub fn verdict<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Verdict<T::
         || frame.source.is_group()
         || frame.sender_ip.is_nonsense_sender();
     let form = frame.form();
+    let request = frame.operation == REQUEST;
 
     // What the sender fields say (RFC 826: the sender is looked at before the operation).
     let unspecified = frame.sender_ip.is_unspecified();
-    let claimed = if nonsense || unspecified { None } else { look_up(frame.sender_ip) };
-    let sighting = if nonsense || (unspecified && frame.operation != REQUEST) {
-        Sighting::None
-    } else {
-        sender(frame, port, tables, claimed)
-    };
-    if frame.operation != REQUEST {
-        let outcome = if nonsense { Outcome::BadSender } else { Outcome::Reply };
-        // A reply to one host alone answers what that host asked.
-        let answers = form == Form::Reply && !nonsense && !unspecified && !frame.destination.is_group();
-        let asked = if answers { look_up(frame.target_ip) } else { None };
-        let asking = asked.and_then(|asked| {
-            let follows = to_us(frame, port, &asked) && asked.may_answer;
-            let theirs = !ours(frame.sender_mac, port, &asked);
-            let followed = asked.word.mark();
-            (follows && theirs).then_some(Asking { place: asked.place, asks: false, followed })
-        });
-        return Verdict { outcome, sighting, asking };
+    let mut claimed = if nonsense || unspecified { None } else { look_up(frame.sender_ip) };
+    if let Some(claimed) = &mut claimed {
+        match witness.saw(sender(frame, port, tables, claimed)) {
+            Reaction::Nothing => {}
+            Reaction::Defend => return Outcome::Defended { mac: claimed.word.mac() },
+            Reaction::Fall => claimed.may_answer = false,
+        }
+    } else if !nonsense && (request || !unspecified) && form != Form::Probe && frame.sender_mac == port.mac {
+        // Of senders that are not managed only an echo of this port is told apart: that is a compare, a sibling would
+        // be a look-up for every request on the segment.
+        witness.saw(Sighting::Echo(None));
     }
 
-    // What is asked for. An announcement asks for nothing, but Linux would answer one for a local address.
-    let target = if form == Form::Announcement && !nonsense { claimed } else { look_up(frame.target_ip) };
+    // What is asked for, or was: a reply to one host alone answers what that host asked. An announcement asks for
+    // nothing, but Linux would answer one for a local address.
+    let answers = form == Form::Reply && !nonsense && !unspecified && !frame.destination.is_group();
+    let target = if form == Form::Announcement && !nonsense {
+        claimed
+    } else if request || answers {
+        look_up(frame.target_ip)
+    } else {
+        None
+    };
     let Some(target) = target else {
-        let outcome = if nonsense {
+        if form == Form::Probe && !nonsense && frame.sender_mac == port.mac {
+            witness.saw(Sighting::Echo(None));
+        }
+        return if nonsense {
             Outcome::BadSender
+        } else if !request {
+            Outcome::Reply
         } else if form == Form::Announcement {
             Outcome::Gratuitous
         } else {
             Outcome::Unmanaged
         };
-        return Verdict { outcome, sighting, asking: None };
     };
-    let may_answer = target.may_answer;
-    let to_us = to_us(frame, port, &target);
-    let sighting =
-        if form == Form::Probe && !nonsense { probe(frame, port, tables, target) } else { sighting };
-    let asks = form == Form::Request && !nonsense && !ours(frame.sender_mac, port, &target);
-    let followed = if to_us && may_answer { target.word.mark() } else { 0 };
-    let asking = asks.then_some(Asking { place: target.place, asks, followed });
-    let outcome = if target.word.is_local() && !may_answer && !target.word.is(State::Watched) {
+    if form == Form::Probe && !nonsense {
+        if let Some(sighting) = probe(frame, port, tables, &target) {
+            witness.saw(sighting);
+        }
+    }
+    let to_us = ours(frame.destination, port, &target);
+    let asks = form == Form::Request && !nonsense;
+    if (asks || answers) && !ours(frame.sender_mac, port, &target) {
+        let followed = if to_us && target.may_answer { target.word.mark() } else { 0 };
+        if asks || followed != 0 {
+            witness.asks(Asking { place: target.place, asks, followed });
+        }
+    }
+    if !request {
+        if nonsense { Outcome::BadSender } else { Outcome::Reply }
+    } else if target.word.is_local() && !target.may_answer && !target.word.is(State::Watched) {
         Outcome::Shielded { place: target.place }
     } else if nonsense {
         Outcome::BadSender
     } else if form == Form::Announcement {
         Outcome::Gratuitous
-    } else if !may_answer {
+    } else if !target.may_answer {
         Outcome::NotAnswering
     } else if frame.destination == MacAddr::BROADCAST || to_us {
         Outcome::Answered { place: target.place, mac: target.word.mac() }
     } else {
         Outcome::OtherDestination
-    };
-    Verdict { outcome, sighting, asking }
+    }
 }
 
 /// Decides on a frame that leaves by `port`: the address for which it is kept in, or `None` if it may go.
@@ -292,49 +279,40 @@ fn ours<P>(mac: MacAddr, port: &Port, entry: &Entry<P>) -> bool {
     mac == port.mac || mac == entry.word.mac()
 }
 
-/// Whether the frame was sent to this host alone.
-#[inline(always)]
-fn to_us<P>(frame: &Frame, port: &Port, entry: &Entry<P>) -> bool {
-    ours(frame.destination, port, entry)
-}
-
-/// What a frame with a sender address says: claim, echo or sibling.
+/// What a frame with a managed sender address says: claim, echo or sibling.
 #[inline(always)]
 fn sender<T: Tables>(
     frame: &Frame,
     port: &Port,
     tables: &T,
-    entry: Option<Entry<T::Place>>,
+    entry: &Entry<T::Place>,
 ) -> Sighting<T::Place> {
-    let Some(entry) = entry else {
-        // Of senders that are not managed only an echo of this port is told apart: that is a compare, a
-        // sibling would be a look-up for every request on the segment.
-        return if frame.sender_mac == port.mac { Sighting::Echo(None) } else { Sighting::None };
-    };
-    let seen = Seen { address: frame.sender_ip, entry };
-    if ours(frame.sender_mac, port, &entry) {
-        Sighting::Echo(Some(seen))
+    if ours(frame.sender_mac, port, entry) {
+        Sighting::Echo(Some(*entry))
     } else if tables.is_own(frame.sender_mac) {
-        Sighting::Sibling(Some(seen))
+        Sighting::Sibling(Some(*entry))
     } else {
-        Sighting::Claim(seen)
+        Sighting::Claim(*entry)
     }
 }
 
-/// What a request with sender 0.0.0.0 for a managed address says.
+/// What a request with sender 0.0.0.0 for a managed address says, if it says anything.
 #[inline(always)]
-fn probe<T: Tables>(frame: &Frame, port: &Port, tables: &T, target: Entry<T::Place>) -> Sighting<T::Place> {
-    let seen = Seen { address: frame.target_ip, entry: target };
-    if ours(frame.sender_mac, port, &target) {
-        return Sighting::Echo(Some(seen));
+fn probe<T: Tables>(
+    frame: &Frame,
+    port: &Port,
+    tables: &T,
+    target: &Entry<T::Place>,
+) -> Option<Sighting<T::Place>> {
+    if ours(frame.sender_mac, port, target) {
+        return Some(Sighting::Echo(Some(*target)));
     }
     if tables.is_own(frame.sender_mac) {
-        return Sighting::Sibling(Some(seen));
+        return Some(Sighting::Sibling(Some(*target)));
     }
     // A unicast one is a poll, no probe (RFC 1122 §2.3.2.1). One whose two sources differ was not sent by a host
     // that probes for itself: broken proxies made hosts give up their addresses that way.
-    if !seen.contested() || frame.destination != MacAddr::BROADCAST || frame.source != frame.sender_mac {
-        return Sighting::None;
-    }
-    Sighting::Probe(seen)
+    let probes =
+        target.contested() && frame.destination == MacAddr::BROADCAST && frame.source == frame.sender_mac;
+    probes.then_some(Sighting::Probe(*target))
 }

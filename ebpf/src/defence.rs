@@ -3,31 +3,37 @@
 use arpwarden_common::{
     abi::{MOVES, Port, Record},
     defence::{self, Reaction},
-    net::MacAddr,
-    verdict::Seen,
-    wire::arp::Frame,
+    state::{Policy, StateWord},
+    verdict::Entry,
 };
-use aya_ebpf::programs::XdpContext;
-use aya_log_ebpf::info;
 
 use crate::{
     atomic,
     maps::{self, Place},
 };
 
-/// Decides on the claim `frame` and does in the maps what comes of it. With [`Reaction::Defend`] the caller has the
-/// permit and sends the frame back as the defence; with [`Reaction::Fall`] the address is silent from here on.
-///
-/// Claims are rare, so the clocks are read: the interval is exact, and a lease is not a jiffy late.
+/// Decides on a claim for `claimed`, which may answer, and does in the maps what comes of it. With [`Reaction::Defend`]
+/// the caller has the permit and sends the frame back as the defence; with [`Reaction::Fall`] the address is silent
+/// from here on.
+#[inline(always)]
+pub(crate) fn meet(claimed: &Entry<Place>, ingress: u32) -> Reaction {
+    if matches!(claimed.word.policy(), Policy::Leave) {
+        return Reaction::Nothing;
+    }
+    let Place { slot, record } = claimed.place;
+    decide(slot, record, claimed.word, ingress)
+}
+
+/// Claims are rare, so the clocks are read: the interval is exact, and a lease is not a jiffy late. All arguments are in
+/// registers: what is on the stack of the caller stays there, and two frames have to fit.
 #[inline(never)]
-pub(crate) fn meet(ctx: &XdpContext, port: &Port, frame: &Frame, seen: &Seen<Place>) -> Reaction {
-    let word = seen.entry.word;
-    let record = seen.entry.place.record;
+fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reaction {
+    let Some(Port { moves: allowed, moves_window_s, .. }) = maps::port(ingress) else { return Reaction::Nothing };
     // SAFETY: a field of a valid aligned map value, read once: before the clock, so that no later defence is in it.
     let defended_ns = unsafe { (&raw const (*record).defended_ns).read_volatile() };
     let clocks = maps::clocks();
     let now_ns = clocks.boot_ns;
-    let Some(standing) = maps::standing_again(seen.entry.place, word) else { return Reaction::Nothing };
+    let Some(standing) = maps::standing_again(Place { slot, record }, word) else { return Reaction::Nothing };
     if !standing.may_answer(|| now_ns) {
         return Reaction::Nothing;
     }
@@ -35,7 +41,8 @@ pub(crate) fn meet(ctx: &XdpContext, port: &Port, frame: &Frame, seen: &Seen<Pla
     // SAFETY: a field of a valid aligned map value.
     let earlier =
         || unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) };
-    let reaction = defence::react(word, port, armed, earlier, defended_ns, moves(record), now_ns);
+    let spent = || defence::spent(allowed, moves_window_s, moves(record), now_ns);
+    let reaction = defence::react(word, armed, earlier, defended_ns, spent, now_ns);
     match reaction {
         Reaction::Nothing => {}
         Reaction::Defend => {
@@ -47,29 +54,13 @@ pub(crate) fn meet(ctx: &XdpContext, port: &Port, frame: &Frame, seen: &Seen<Pla
             let oldest = defence::oldest(moves(record));
             // SAFETY: as above; the exchange gave the moves to this CPU for the interval.
             unsafe { a_move(record, oldest).write_volatile(now_ns) };
-            tell(ctx, "defended", seen, frame.sender_mac);
         }
         Reaction::Fall => {
             // SAFETY: a field of a valid aligned map value; CPUs that race write the same.
             unsafe { (&raw mut (*record).fallen).write_volatile(word.mark()) };
-            tell(ctx, "given up", seen, frame.sender_mac);
         }
     }
     reaction
-}
-
-/// At most once in DEFEND_INTERVAL, and for each claim of ours.
-#[inline(always)]
-fn tell(ctx: &XdpContext, what: &str, seen: &Seen<Place>, claimant: MacAddr) {
-    // Words of one length spare the verifier a loop.
-    info!(
-        ctx,
-        target: "arpwarden",
-        "{} address={:i} claimant={:mac}",
-        what,
-        seen.address.octets(),
-        claimant.octets()
-    );
 }
 
 /// The times of the latest defences.

@@ -18,9 +18,8 @@ mod stats;
 use arpwarden_common::{
     abi::{self, Port, omit},
     defence::Reaction,
-    state::Policy,
-    verdict::{Outcome, Sighting, verdict},
-    wire::arp::{Parsed, parse},
+    verdict::{Asking, Outcome, Sighting, Witness, verdict},
+    wire::arp::{Frame, Parsed, parse},
 };
 use aya_ebpf::{
     Global,
@@ -30,6 +29,7 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::{debug, trace};
 
+use maps::{Maps, Place};
 use packet::Packet;
 
 /// Read back by the loader: [`arpwarden_common::names::ABI_VERSION`].
@@ -77,23 +77,8 @@ fn respond(mut packet: Packet) -> u32 {
         Parsed::Arp(frame) => frame,
     };
     let Some(port) = maps::port(packet.ingress()) else { return pass(Outcome::InactivePort) };
-    let verdict = verdict(&frame, &port, &maps::Maps);
     let observes = port.flags & Port::OBSERVE != 0;
-    let mut reaction = Reaction::Nothing;
-    if !matches!(verdict.sighting, Sighting::None) {
-        if let Sighting::Claim(seen) = &verdict.sighting
-            && seen.entry.may_answer
-            && !matches!(seen.entry.word.policy(), Policy::Leave)
-            && !observes
-        {
-            reaction = defence::meet(packet.ctx(), &port, &frame, seen);
-        }
-        events::report(packet.ctx(), &port, &frame, &verdict.sighting, reaction);
-    }
-    if let Some(asking) = &verdict.asking {
-        askers::note(asking, &frame);
-    }
-    let outcome = verdict.after(reaction);
+    let outcome = verdict(&frame, &port, &Maps, &Incoming { packet: &packet, frame: &frame, observes });
     stats::count(outcome.counter());
     match outcome {
         Outcome::Answered { place, mac } => {
@@ -139,9 +124,38 @@ fn respond(mut packet: Packet) -> u32 {
     }
 }
 
+/// A frame that came in, of which the verdict tells what it says.
+struct Incoming<'a> {
+    packet: &'a Packet,
+    frame: &'a Frame,
+    /// [`Port::OBSERVE`] is set.
+    observes: bool,
+}
+
+impl Witness<Place> for Incoming<'_> {
+    #[inline(always)]
+    fn saw(&self, sighting: Sighting<Place>) -> Reaction {
+        let reaction = match &sighting {
+            Sighting::Claim(claimed) if claimed.may_answer && !self.observes => {
+                defence::meet(claimed, self.packet.ingress())
+            }
+            Sighting::Claim(_) | Sighting::Probe(_) | Sighting::Echo(_) | Sighting::Sibling(_) => {
+                Reaction::Nothing
+            }
+        };
+        events::report(self.packet, &sighting, reaction);
+        reaction
+    }
+
+    #[inline(always)]
+    fn asks(&self, asking: Asking<Place>) {
+        askers::note(&asking, self.frame);
+    }
+}
+
 /// Counts an outcome that was clear before the verdict.
 #[inline(always)]
-fn pass(outcome: Outcome<maps::Place>) -> u32 {
+fn pass(outcome: Outcome<Place>) -> u32 {
     stats::count(outcome.counter());
     XDP_PASS
 }

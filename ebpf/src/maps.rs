@@ -176,12 +176,16 @@ impl Tables for Maps {
         if hint == Hint::NONE {
             return None;
         }
-        // A hint that leads to another address is no proof that this one is not managed: the hash is.
-        hint.named().and_then(|slot| entry(slot, key)).or_else(|| {
-            // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
-            let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
-            entry(slot, key)
-        })
+        // A hint that leads to another address is no proof that this one is not managed: the hash is. A closure here
+        // would be a function of its own, with a frame on the stack.
+        if let Some(slot) = hint.named()
+            && let Some(entry) = entry(slot, key)
+        {
+            return Some(entry);
+        }
+        // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
+        let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
+        entry(slot, key)
     }
 
     #[inline(always)]

@@ -263,6 +263,12 @@ fn parse_arp<B: Bytes + ?Sized>(
 }
 
 impl Frame {
+    /// The address of which the frame says something: whose sender has it, or that a probe asks whether it is free.
+    #[inline(always)]
+    pub fn concerns(&self) -> Ipv4 {
+        if self.sender_ip.is_unspecified() { self.target_ip } else { self.sender_ip }
+    }
+
     /// What the frame is for.
     #[inline(always)]
     pub fn form(&self) -> Form {
