@@ -1,6 +1,7 @@
 //! Given this input at this time, expect exactly these actions.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test picks out what it is about")]
 
+mod adopting;
 mod announcing;
 mod claiming;
 mod defending;
