@@ -269,6 +269,11 @@ impl Net {
         self.state(host, address).is_some_and(State::may_answer)
     }
 
+    /// Its program would answer, whatever its daemon knows.
+    pub(crate) fn answers_for(&self, host: Host, address: Ipv4) -> bool {
+        self.at(host).may_answer(&key(address), self.now)
+    }
+
     /// Whom `host` would send packets for `address` to.
     pub(crate) fn neighbour(&self, host: Host, address: Ipv4) -> Option<MacAddr> {
         self.kernel(host).neighbours.get(&address).map(|(mac, _)| *mac)
