@@ -58,7 +58,11 @@ mod tests {
         assert_eq!(after(&[(1, 7)]), [0, 0, 0, 7]);
         assert_eq!(after(&[(1, 7), (2, 7), (2, 7)]), [0, 0, 0, 7], "once each");
         assert_eq!(after(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]), [2, 3, 4, 5]);
-        assert_eq!(after(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 5)]), [1, 3, 4, 5], "asking again counts");
+        assert_eq!(
+            after(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 5)]),
+            [1, 3, 4, 5],
+            "asking again counts"
+        );
     }
 
     #[test]

@@ -119,9 +119,5 @@ pub fn react(
         Policy::Once if is_second(word, earlier(), now_ns) => return Reaction::Fall,
         Policy::Once | Policy::Hold => {}
     }
-    if armed && due(defended_ns, now_ns) && !spent() {
-        Reaction::Defend
-    } else {
-        Reaction::Nothing
-    }
+    if armed && due(defended_ns, now_ns) && !spent() { Reaction::Defend } else { Reaction::Nothing }
 }

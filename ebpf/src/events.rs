@@ -149,8 +149,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
     let admission = unsafe {
         let windows = (&raw const (*record).windows).read();
         let claimant = claimant.map(|place| place.read());
-        let (windows, admission) =
-            report::admit(windows, claimant, facts.kind, facts.due(), facts.now_ns);
+        let (windows, admission) = report::admit(windows, claimant, facts.kind, facts.due(), facts.now_ns);
         (&raw mut (*record).windows).write(windows);
         admission
     };
