@@ -145,7 +145,7 @@ const STANDS: u64 = u64::MAX;
 pub const NOW: u64 = 1_000 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 /// How far a world's past goes back, in nanoseconds.
-pub const PAST_NS: u64 = 31 * SECOND_NS;
+pub const PAST_NS: u64 = 60 * SECOND_NS;
 /// How long the machine has slept since it booted, at [`NOW`].
 pub const SLEPT_NS: u64 = 7 * SECOND_NS;
 /// Moves, and seconds.
