@@ -281,12 +281,7 @@ fn ours<P>(mac: MacAddr, port: &Port, entry: &Entry<P>) -> bool {
 
 /// What a frame with a managed sender address says: claim, echo or sibling.
 #[inline(always)]
-fn sender<T: Tables>(
-    frame: &Frame,
-    port: &Port,
-    tables: &T,
-    entry: &Entry<T::Place>,
-) -> Sighting<T::Place> {
+fn sender<T: Tables>(frame: &Frame, port: &Port, tables: &T, entry: &Entry<T::Place>) -> Sighting<T::Place> {
     if ours(frame.sender_mac, port, entry) {
         Sighting::Echo(Some(*entry))
     } else if tables.is_own(frame.sender_mac) {

@@ -28,7 +28,9 @@ pub(crate) fn meet(claimed: &Entry<Place>, ingress: u32) -> Reaction {
 /// registers: what is on the stack of the caller stays there, and two frames have to fit.
 #[inline(never)]
 fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reaction {
-    let Some(Port { moves: allowed, moves_window_s, .. }) = maps::port(ingress) else { return Reaction::Nothing };
+    let Some(Port { moves: allowed, moves_window_s, .. }) = maps::port(ingress) else {
+        return Reaction::Nothing;
+    };
     // SAFETY: a field of a valid aligned map value, read once: before the clock, so that no later defence is in it.
     let defended_ns = unsafe { (&raw const (*record).defended_ns).read_volatile() };
     let clocks = maps::clocks();

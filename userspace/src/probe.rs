@@ -1,13 +1,14 @@
 //! `probe`: is an address free? The engine's claim, ended where it would register.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
     abi::{AddressKey, Port},
+    defence::Reaction,
     net::{MacAddr, Vlan},
     state::StateWord,
-    verdict::{self, Entry, Tables},
+    verdict::{self, Asking, Entry, Tables, Witness},
     wire::arp::Frame,
 };
 use arpwarden_engine::{
@@ -60,17 +61,29 @@ impl Tables for Question {
     }
 }
 
+/// What the verdict has told of a frame, as far as it matters here.
+#[derive(Default)]
+struct Told(Cell<Option<SightingKind>>);
+
+impl Witness<u32> for Told {
+    fn saw(&self, sighting: verdict::Sighting) -> Reaction {
+        self.0.set(match sighting {
+            verdict::Sighting::Claim(_) => Some(SightingKind::Claim),
+            verdict::Sighting::Probe(_) => Some(SightingKind::Probe),
+            verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => None,
+        });
+        Reaction::Nothing
+    }
+
+    fn asks(&self, _: Asking) {}
+}
+
 impl Question {
     fn sighting(&self, frame: &Frame, port: &Port) -> Option<Sighting> {
-        let kind = match verdict::verdict(frame, port, self).sighting {
-            verdict::Sighting::Claim(_) => SightingKind::Claim,
-            verdict::Sighting::Probe(_) => SightingKind::Probe,
-            verdict::Sighting::None | verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => {
-                return None;
-            }
-        };
+        let told = Told::default();
+        verdict::verdict(frame, port, self, &told);
         Some(Sighting {
-            kind,
+            kind: told.0.get()?,
             claimant: Claimant { mac: frame.sender_mac, ethernet_source: frame.source },
             form: frame.form(),
             operation: frame.operation,

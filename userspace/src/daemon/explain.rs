@@ -4,15 +4,27 @@ use std::net::Ipv4Addr;
 
 use arpwarden_common::{
     abi::{AddressKey, Control, Group, Port},
+    defence::Reaction,
     net::{Ipv4, MacAddr},
     state::State,
-    verdict::{Outcome, verdict},
+    verdict::{Asking, Outcome, Sighting, Witness, verdict},
     wire::arp::{Frame, REQUEST},
 };
 use arpwarden_engine::{Managed, MonoTime};
 
 use super::Daemon;
-use crate::io::clock;
+use crate::io::{clock, link::Link};
+
+/// Whom nothing else than the outcome is told.
+struct Nobody;
+
+impl Witness<u32> for Nobody {
+    fn saw(&self, _: Sighting) -> Reaction {
+        Reaction::Nothing
+    }
+
+    fn asks(&self, _: Asking) {}
+}
 
 impl Daemon {
     /// What holds of an address, the conclusion first.
@@ -122,7 +134,7 @@ impl Daemon {
             sender_ip: Ipv4::new([192, 0, 2, if key.address == Ipv4::new([192, 0, 2, 1]) { 2 } else { 1 }]),
             target_ip: key.address,
         };
-        verdict(&frame, &port, &self.datapath).outcome
+        verdict(&frame, &port, &self.datapath, &Nobody)
     }
 
     /// Why this host may not answer.
@@ -183,7 +195,7 @@ impl Daemon {
     fn explain_interface(&self, key: &AddressKey, facts: &mut Vec<String>) {
         let Some(carrier) = self.carriers.get(&key.interface) else { return };
         let name = &carrier.name;
-        let running = self.links.get(&key.interface).is_some_and(|link| link.running);
+        let running = self.links.get(&key.interface).is_some_and(Link::carries);
         facts.push(format!(
             "{name} is {}, attached {}, VLAN tags {}, guard {}",
             if running { "up" } else { "down or without carrier" },

@@ -211,6 +211,8 @@ impl Daemon {
                     self.notes.entry(key).or_default().how = claimed.how;
                 }
                 let kept = self.kept(&kept, left);
+                #[cfg(feature = "omit")]
+                let kept = self.taken_for_ours(key, kept);
                 self.tell(Input::Adopt { key, kept });
             } else {
                 self.abandon(&kept, left).await?;
@@ -252,6 +254,22 @@ impl Daemon {
         }
     }
 
+    /// What is kept, as if nothing had become of it.
+    #[cfg(feature = "omit")]
+    fn taken_for_ours(&mut self, key: AddressKey, kept: Kept) -> Kept {
+        use arpwarden_common::state::State;
+        if crate::omit::omission() != Some(crate::omit::Omission::Adoption) {
+            return kept;
+        }
+        // A generation that has not fallen.
+        let generation = kept.word.generation().wrapping_add(1);
+        let word = StateWord::new(kept.word.mac(), State::Online, 0, generation);
+        if let Err(error) = self.datapath.store(&key, word) {
+            warn!("{error}");
+        }
+        Kept { word, lease_until: None, fallen: false, ..kept }
+    }
+
     /// Gives up what an earlier run has left where the program is not: first the words, then the interface. If its
     /// interface was only made anew, it is claimed there.
     async fn abandon(&mut self, kept: &KeptAddress, left: &Left) -> Result<(), Stop> {
@@ -287,7 +305,7 @@ impl Daemon {
             return Err(Stop::failed(anyhow!("{} has no MAC", link.name)));
         };
         self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
-        self.tell(Input::Interface { index, interface: self.interface(mac, link.running) });
+        self.tell(Input::Interface { index, interface: self.interface(mac, link.carries()) });
         Ok(())
     }
 
