@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use arpwarden_common::{net::MacAddr, wire::arp::REPLY};
+use arpwarden_common::{
+    net::MacAddr,
+    wire::arp::{MIN_FRAME, REPLY},
+};
 
 use crate::{
     ms,
@@ -43,18 +46,36 @@ pub fn ask(wire: &Wire, address: Ipv4Addr) -> Asked {
 
 /// Requests under way, for each of some addresses in turn.
 #[derive(Debug)]
-pub struct Flood {
+pub struct Flood<const TAPS: usize> {
     end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<Asked>>>,
+    thread: Option<JoinHandle<Flooded<TAPS>>>,
 }
 
-impl Flood {
-    /// Begins at a host, one request every `gap`.
-    pub fn start(host: &Host, addresses: &[Ipv4Addr], gap: Duration) -> Self {
+/// What became of a flood: the requests, and what the taps have seen so far.
+#[derive(Debug)]
+pub struct Flooded<const TAPS: usize> {
+    /// The requests.
+    pub asked: Vec<Asked>,
+    /// The taps, in the order in which they were given.
+    pub taps: [Tapped; TAPS],
+}
+
+/// A tap, and what it has seen so far.
+#[derive(Debug)]
+pub struct Tapped {
+    wire: Wire,
+    seen: Vec<Captured>,
+}
+
+impl<const TAPS: usize> Flood<TAPS> {
+    /// Begins at a host, one request every `gap`. What the taps see is taken in all the time: a flood is more than
+    /// fits into a socket.
+    pub fn start(host: &Host, addresses: &[Ipv4Addr], gap: Duration, taps: [Wire; TAPS]) -> Self {
         let (wire, addresses) = (host.wire(), addresses.to_vec());
         let end = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&end);
         let thread = std::thread::spawn(move || {
+            let mut taps = taps.map(|wire| Tapped { wire, seen: Vec::new() });
             let mut asked = Vec::new();
             for address in addresses.iter().cycle() {
                 if ended.load(Ordering::Relaxed) {
@@ -62,27 +83,41 @@ impl Flood {
                 }
                 asked.push(ask(&wire, *address));
                 std::thread::sleep(gap);
+                // This one sees everything too.
+                wire.drain();
+                for tap in &mut taps {
+                    tap.seen.extend(tap.wire.drain());
+                }
             }
-            asked
+            Flooded { asked, taps }
         });
         Self { end, thread: Some(thread) }
     }
 
-    /// Ends it. All that it sent is on its way then; [`settled`] waits until it was acted on.
-    pub fn stop(mut self) -> Vec<Asked> {
+    /// Ends it. All that it sent is on its way then; [`Tapped::settled`] waits until it was acted on.
+    pub fn stop(mut self) -> Flooded<TAPS> {
         self.end.store(true, Ordering::Relaxed);
         let thread = self.thread.take().expect("not stopped yet");
         thread.join().expect("sending does not fail")
     }
 }
 
-impl Drop for Flood {
+impl<const TAPS: usize> Drop for Flood<TAPS> {
     fn drop(&mut self) {
         self.end.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A test that fails has said why.
             drop(thread.join());
         }
+    }
+}
+
+impl Tapped {
+    /// All that the tap has seen, as [`settled`].
+    pub fn settled(self, asker: &Wire, answered: Ipv4Addr) -> Vec<Captured> {
+        let Self { wire, mut seen } = self;
+        seen.extend(settled(asker, answered, &wire));
+        seen
     }
 }
 
@@ -113,34 +148,49 @@ impl Asked {
     }
 }
 
-/// Answers by one MAC on a tap.
+/// An answer to a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// CLOCK_BOOTTIME in nanoseconds.
+    pub boot_ns: u64,
+    /// The host's kernel has made it, not the program. The program turns the request around, padding and all; the
+    /// kernel writes a frame of its own, which nothing pads on a veth.
+    pub by_kernel: bool,
+}
+
+/// Answers on a tap.
 #[derive(Debug)]
-pub struct Answers(HashMap<(Ipv4Addr, MacAddr), Vec<u64>>);
+pub struct Answers(HashMap<(Ipv4Addr, MacAddr), Vec<Answer>>);
 
 impl Answers {
     /// Those that the tap's host has sent.
     pub fn among(seen: &[Captured]) -> Self {
-        let mut answers: HashMap<_, Vec<u64>> = HashMap::new();
+        let mut answers: HashMap<_, Vec<Answer>> = HashMap::new();
         for frame in seen.iter().filter(|frame| !frame.outgoing) {
             if let Some(arp) = frame.arp().filter(|arp| arp.operation == REPLY) {
-                answers.entry((arp.sender_ip.into(), arp.destination)).or_default().push(frame.boot_ns);
+                let answer = Answer { boot_ns: frame.boot_ns, by_kernel: frame.bytes.len() < MIN_FRAME };
+                answers.entry((arp.sender_ip.into(), arp.destination)).or_default().push(answer);
             }
         }
         Self(answers)
     }
 
-    /// When a request was answered, CLOCK_BOOTTIME in nanoseconds.
-    pub fn to(&self, asked: &Asked) -> &[u64] {
+    /// The answers to a request.
+    pub fn to(&self, asked: &Asked) -> &[Answer] {
         self.0.get(&(asked.address, asked.asker)).map_or(&[], Vec::as_slice)
     }
 
-    /// Asserts that each of these requests was answered exactly once.
+    /// Asserts that each of these requests was answered exactly once, and by the program.
     ///
     /// # Panics
     /// Otherwise, with the first ones.
     #[track_caller]
     pub fn one_each<'a>(&self, asked: impl IntoIterator<Item = &'a Asked>) {
-        self.each(asked, 1);
+        self.each(
+            asked,
+            "answered once by the program",
+            |answers| matches!(answers, [one] if !one.by_kernel),
+        );
     }
 
     /// Asserts that none of these requests was answered.
@@ -149,18 +199,23 @@ impl Answers {
     /// Otherwise, with the first ones.
     #[track_caller]
     pub fn none<'a>(&self, asked: impl IntoIterator<Item = &'a Asked>) {
-        self.each(asked, 0);
+        self.each(asked, "left without an answer", <[_]>::is_empty);
     }
 
     #[track_caller]
-    fn each<'a>(&self, asked: impl IntoIterator<Item = &'a Asked>, times: usize) {
+    fn each<'a>(
+        &self,
+        asked: impl IntoIterator<Item = &'a Asked>,
+        what: &str,
+        right: impl Fn(&[Answer]) -> bool,
+    ) {
         let all: Vec<&Asked> = asked.into_iter().collect();
         assert!(!all.is_empty(), "nothing was asked");
         let wrong: Vec<_> =
-            all.iter().map(|asked| (asked, self.to(asked))).filter(|(_, at)| at.len() != times).collect();
+            all.iter().map(|asked| (asked, self.to(asked))).filter(|(_, answers)| !right(answers)).collect();
         assert!(
             wrong.is_empty(),
-            "{} of {} requests were not answered {times} times, among them {:#?}",
+            "{} of {} requests were not {what}, among them {:#?}",
             wrong.len(),
             all.len(),
             &wrong[..wrong.len().min(3)]

@@ -15,7 +15,7 @@ use std::{
 
 use arpwarden_common::{abi::Group, wire::arp::Form};
 use arpwarden_tests::{
-    flood::{Answers, Asked, Flood, ask, settled},
+    flood::{Answers, Asked, Flood, Flooded, ask, settled},
     kernel::{Groups, Slots},
     ms,
     netns::{Net, ip, stranger},
@@ -92,11 +92,11 @@ fn answered_until_the_end(
     let right = begun_ns + ns(LEASE_MS) - TICK_NS..=done_ns + ns(LEASE_MS) - TICK_NS;
     assert!(right.contains(&until_ns), "a lease until {until_ns} is not in {right:?}");
 
-    let flood = Flood::start(net.host(1), &[address], ms(1));
+    let flood = Flood::start(net.host(1), &[address], ms(1), [tap]);
     act(node);
     wait_until_ns(until_ns + ns(300));
-    let asked = flood.stop();
-    let seen = settled(&net.host(1).wire(), node.host.ip, &tap);
+    let Flooded { asked, taps: [tap] } = flood.stop();
+    let seen = tap.settled(&net.host(1).wire(), node.host.ip);
     let answers = Answers::among(&seen);
     answers.one_each(asked.iter().filter(|asked| asked.sent_ns < until_ns - ns(slack_ms)));
     answers.none(asked.iter().filter(|asked| asked.sent_ns > until_ns + TICK_NS));
@@ -199,8 +199,7 @@ fn a_renewed_lease_goes_on_and_the_first_end_is_none() {
     let node = Node::start(net.host(0));
     let address = node.online_with(100, &["--lease", "2"]);
     let first_ns = lease_until_ns(&node, address);
-    let tap = net.tap(0);
-    let flood = Flood::start(net.host(1), &[address], ms(1));
+    let flood = Flood::start(net.host(1), &[address], ms(1), [net.tap(0)]);
     let begun_ns = boot_ns();
     node.cli(&["renew", "10.7.0.100", "--lease", "60"]).expect(0).naming("10.7.0.100");
     let renewed_ns = lease_until_ns(&node, address);
@@ -209,8 +208,8 @@ fn a_renewed_lease_goes_on_and_the_first_end_is_none() {
     let left = node.address(address).expect("managed")["lease_left"].as_f64().expect("a lease");
     assert!(left > 50.0 && left <= 60.0, "{left}");
     wait_until_ns(first_ns + ns(100));
-    let asked = flood.stop();
-    let seen = settled(&net.host(1).wire(), node.host.ip, &tap);
+    let Flooded { asked, taps: [tap] } = flood.stop();
+    let seen = tap.settled(&net.host(1).wire(), node.host.ip);
     Answers::among(&seen).one_each(&asked);
     assert_eq!(node.address(address).expect("managed")["may_answer"], true);
     assert!(has_address(&node.host.ns, address));
@@ -328,16 +327,17 @@ fn a_successor_takes_over_after_the_lease_of_a_frozen_owner_and_never_two_answer
     let client = net.host(2);
     let address = a.online_with(100, &["--lease", "2"]);
     let taps = [net.tap(0), net.tap(1)];
+    let later = net.tap(0);
     a.freeze();
     let until_ns = lease_until_ns(&a, address);
-    let flood = Flood::start(client, &[address], ms(1));
+    let flood = Flood::start(client, &[address], ms(1), taps);
     b.online_with(100, &["--lease", "60", "--wait", "20"]);
     assert!(boot_ns() > until_ns, "while the owner was still answering");
     wait_for("answers by the new owner", ms(5_000), || (b.counter(address, "answered") > 100).then_some(()));
-    let asked = flood.stop();
+    let Flooded { asked, taps: [tap_a, tap_b] } = flood.stop();
     let wire = client.wire();
-    let [from_a, from_b] = [(&a, &taps[0]), (&b, &taps[1])].map(|(node, tap)| {
-        let mut seen = settled(&wire, node.host.ip, tap);
+    let [from_a, from_b] = [(&a, tap_a), (&b, tap_b)].map(|(node, tap)| {
+        let mut seen = tap.settled(&wire, node.host.ip);
         seen.retain(|frame| !frame.outgoing);
         seen
     });
@@ -356,10 +356,11 @@ fn a_successor_takes_over_after_the_lease_of_a_frozen_owner_and_never_two_answer
 
     // The first owner wakes up, finds its lease past and another owner, and leaves it at that.
     let events = b.events();
+    later.drain();
     a.signal(libc::SIGCONT);
     is_suspended(&a, address);
     assert_eq!(arping(client, &["-c", "1", "-w", "2"], address).code, 0);
-    assert!(!a.settled(&taps[0]).iter().any(|frame| !frame.outgoing && frame.says(address, a.host.mac)));
+    assert!(!a.settled(&later).iter().any(|frame| !frame.outgoing && frame.says(address, a.host.mac)));
     assert_eq!(
         b.counter(address, "conflicts"),
         0,
