@@ -323,10 +323,14 @@ impl Slots {
             .unwrap_or_else(|| panic!("{address} is in no slot"))
     }
 
+    /// The state in this slot; `None` for a vacant one.
+    pub fn state_at(&self, number: usize) -> Option<State> {
+        StateWord::from_bits(self.word_at(number).load(Ordering::Acquire)).state()
+    }
+
     /// The state of an address as the program sees it.
     pub fn state(&self, address: Ipv4Addr) -> State {
-        let word = StateWord::from_bits(self.word_at(self.number_of(address)).load(Ordering::Acquire));
-        word.state().expect("a state")
+        self.state_at(self.number_of(address)).expect("a state")
     }
 
     /// Stores a state into the word of an address, all else left as it is.
