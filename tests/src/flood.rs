@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -48,6 +48,7 @@ pub fn ask(wire: &Wire, address: Ipv4Addr) -> Asked {
 #[derive(Debug)]
 pub struct Flood<const TAPS: usize> {
     end: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
     thread: Option<JoinHandle<Flooded<TAPS>>>,
 }
 
@@ -73,7 +74,8 @@ impl<const TAPS: usize> Flood<TAPS> {
     pub fn start(host: &Host, addresses: &[Ipv4Addr], gap: Duration, taps: [Wire; TAPS]) -> Self {
         let (wire, addresses) = (host.wire(), addresses.to_vec());
         let end = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&end);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (ended, so_far) = (Arc::clone(&end), Arc::clone(&sent));
         let thread = std::thread::spawn(move || {
             let mut taps = taps.map(|wire| Tapped { wire, seen: Vec::new() });
             let mut asked = Vec::new();
@@ -82,6 +84,7 @@ impl<const TAPS: usize> Flood<TAPS> {
                     break;
                 }
                 asked.push(ask(&wire, *address));
+                so_far.store(asked.len(), Ordering::Relaxed);
                 std::thread::sleep(gap);
                 // This one sees everything too.
                 wire.drain();
@@ -91,7 +94,12 @@ impl<const TAPS: usize> Flood<TAPS> {
             }
             Flooded { asked, taps }
         });
-        Self { end, thread: Some(thread) }
+        Self { end, sent, thread: Some(thread) }
+    }
+
+    /// How many requests were sent so far.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Ends it. All that it sent is on its way then; [`Tapped::settled`] waits until it was acted on.
