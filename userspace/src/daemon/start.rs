@@ -48,8 +48,10 @@ pub(super) async fn serve(
     };
     // Subscribed before the first dump, so that no change falls between the two.
     let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
-    let (state, left) = lock.state_file().map_err(Stop::leaving)?;
     let pins = Pins::new(instance.name());
+    // Before the state file, which is written anew for the namespace where it is opened.
+    pins.are_here().map_err(|error| Stop::leaving(error.into()))?;
+    let (state, left) = lock.state_file().map_err(Stop::leaving)?;
     // Where an earlier run has left something, a start that fails leaves it as it is.
     let kept = |stop: Stop| Stop { leaves: stop.leaves || pins.exists() || !left.is_empty(), ..stop };
     let group = arguments.socket_group.as_deref().map(group_id).transpose().map_err(kept)?;

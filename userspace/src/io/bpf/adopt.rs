@@ -205,9 +205,7 @@ impl Datapath {
         let there = link_now(index).map_err(failed)?;
         let path = self.pins.link(LinkName::Xdp(index));
         let xdp = match Link::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(Missing::Detached)
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Missing::Detached),
             Err(error) => return Err(failed(error)),
             Ok(link) => {
                 let info = link.info().map_err(failed)?;

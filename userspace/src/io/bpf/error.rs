@@ -137,7 +137,6 @@ impl LoadError {
             Self::Pins { source } => source.is_permission(),
             Self::Adopt { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             Self::Elsewhere { .. }
-            | Self::Elsewhere { .. }
             | Self::OtherLayout { .. }
             | Self::OtherShape { .. }
             | Self::PinMissing { .. }

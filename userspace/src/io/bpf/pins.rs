@@ -154,9 +154,7 @@ impl Pins {
     /// # Errors
     /// The maps are of another layout, one is missing among others, or they are in use in another network namespace.
     pub(super) fn pinned(&self) -> Result<Pinned, LoadError> {
-        if let Some(inode) = self.elsewhere().map_err(LoadError::pins)? {
-            return Err(LoadError::Elsewhere { pins: self.clone(), inode });
-        }
+        self.are_here()?;
         let there: Vec<_> = names::PINNED.iter().filter(|map| self.map(map).exists()).collect();
         let attached = !self.link_names().map_err(LoadError::pins)?.is_empty();
         if there.is_empty() {
@@ -216,6 +214,17 @@ impl Pins {
             Link::open(&self.link(*name)).and_then(|link| link.info()).is_ok_and(|info| info.index != 0)
         };
         Ok(self.link_names()?.iter().any(is_attached).then_some(there))
+    }
+
+    /// Whether what is pinned may be touched from this thread's network namespace.
+    ///
+    /// # Errors
+    /// [`LoadError::Elsewhere`]: a program of the instance is attached in another one. Or the pins can't be read.
+    pub fn are_here(&self) -> Result<(), LoadError> {
+        match self.elsewhere().map_err(LoadError::pins)? {
+            None => Ok(()),
+            Some(inode) => Err(LoadError::Elsewhere { pins: self.clone(), inode }),
+        }
     }
 
     /// Says that the instance is in this thread's network namespace.
