@@ -220,7 +220,7 @@ fn a_link_whose_interface_has_gone_is_dead_and_unpinned() {
     drop(datapath);
     own_network::ip("link del dev a");
     let (mut datapath, left) = scratch.adopt();
-    let state = LinkState::Dead("the interface has gone".to_owned());
+    let state = LinkState::Dead(Missing::InterfaceGone);
     assert_eq!(left.links, [KeptLink { index, xdp: None, guard: false, state }]);
     assert_eq!(scratch.0.link_names().unwrap(), []);
     assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
@@ -246,7 +246,7 @@ fn an_interface_in_another_namespace_is_let_go() {
     own_network::ip(&format!("link set dev a netns {}", other.id()));
     let (_datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
-    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("namespace")), "{link:?}");
+    assert_eq!(link.state, LinkState::Dead(Missing::InterfaceMoved));
     assert_eq!((link.index, link.xdp, link.guard), (index, None, false));
     assert_eq!(scratch.0.link_names().unwrap(), []);
     let output = Command::new("nsenter")
@@ -277,7 +277,7 @@ fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
 
     let (mut datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
-    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("from outside")), "{link:?}");
+    assert_eq!(link.state, LinkState::Dead(Missing::Detached));
     assert_eq!(link.xdp, None);
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::Foreign { .. }), "{error:?}");
