@@ -18,9 +18,10 @@ use crate::netns::Netns;
 /// `bpf_cmd` of linux/bpf.h.
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
-/// `BPF_PROG_TYPE_XDP` and `BPF_XDP`.
+/// `BPF_PROG_TYPE_XDP`, `BPF_XDP`, `BPF_TCX_EGRESS`.
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
+const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
@@ -106,10 +107,19 @@ pub fn attach_xdp(ns: &Netns, interface: &str, program: BorrowedFd<'_>, native: 
     attach(ns, interface, program, if native { DRV_MODE } else { SKB_MODE })
 }
 
+/// Attaches a tc program to what leaves an interface of a namespace, until the link is closed (Linux 6.6).
+pub fn attach_egress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
+    attach_as(ns, interface, program, ATTACH_TCX_EGRESS, 0)
+}
+
 fn attach(ns: &Netns, interface: &str, program: BorrowedFd<'_>, flags: u32) -> OwnedFd {
+    attach_as(ns, interface, program, ATTACH_XDP, flags)
+}
+
+fn attach_as(ns: &Netns, interface: &str, program: BorrowedFd<'_>, attach_type: u32, flags: u32) -> OwnedFd {
     let target_ifindex = ns.index_of(interface).expect("an interface to attach to");
     let prog_fd = program.as_raw_fd().cast_unsigned();
-    let attributes = LinkCreate { prog_fd, target_ifindex, attach_type: ATTACH_XDP, flags };
+    let attributes = LinkCreate { prog_fd, target_ifindex, attach_type, flags };
     ns.enter(|| bpf(BPF_LINK_CREATE, &attributes))
 }
 
