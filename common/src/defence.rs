@@ -126,39 +126,127 @@ pub fn react(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{abi::Group, net::MacAddr, state::State};
+    use crate::{
+        abi::{Group, MOVES},
+        net::MacAddr,
+        state::State,
+    };
 
-    const HOUR: u64 = 3_600_000_000_000;
+    const SECOND: u64 = 1_000_000_000;
+    const NOW: u64 = 1_000 * SECOND;
+    const GENERATION: u8 = 0xa5;
 
-    fn armed_with(lease_until_ns: u64, control: Control, boot_ns: u64, monotonic_ns: u64) -> bool {
-        let word = StateWord::new(MacAddr::BROADCAST, State::Online, 0, 1);
-        let standing = Standing { word, fallen: 0, lease_until_ns, group: Group::NONE };
-        armed(&standing, &control, Clocks { boot_ns, monotonic_ns })
+    fn word(policy: Policy) -> StateWord {
+        StateWord::new(MacAddr::new([2, 0, 0, 0, 0, 1]), State::Online, policy.flags(), GENERATION)
+    }
+
+    fn standing(lease_until_ns: u64, group_lease_until_ns: u64) -> Standing {
+        let group = Group { lease_until_ns: group_lease_until_ns, ..Group::NONE };
+        Standing { word: word(Policy::Hold), fallen: 0, lease_until_ns, group }
     }
 
     #[test]
-    fn two_clocks_read_in_either_order_are_no_sleep() {
-        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 90 };
-        for monotonic_ns in [HOUR + 500, HOUR, HOUR - 500] {
-            assert!(armed_with(0, control, HOUR, monotonic_ns));
+    fn a_lease_or_a_daemon_that_was_heard_lately_arms_and_a_sleep_disarms() {
+        let slept = 7 * SECOND;
+        let clocks = Clocks { boot_ns: NOW, monotonic_ns: NOW - slept };
+        let control = |heartbeat_ns, slept_ns| Control { layout: 0, heartbeat_ns, slept_ns };
+        let heard = |ago: u64| control(NOW - ago, slept);
+        let (leased, free) = (standing(NOW, 0), standing(0, 0));
+        assert!(armed(&free, &heard(Control::HEARTBEAT_LASTS_NS - 1), clocks));
+        assert!(!armed(&free, &heard(Control::HEARTBEAT_LASTS_NS), clocks));
+        assert!(!armed(&free, &control(0, slept), clocks), "never heard");
+        assert!(armed(&free, &control(NOW + 1, slept), clocks), "heard a moment after the clock was read");
+        for leased in [leased, standing(0, NOW)] {
+            assert!(armed(&leased, &control(0, slept), clocks));
+            for off in [Control::SLEEP_NS, 0] {
+                assert!(armed(&leased, &control(0, slept - off), clocks));
+                assert!(armed(&leased, &control(0, slept + off), clocks));
+            }
+            for off in [Control::SLEEP_NS + 1, 3_600 * SECOND] {
+                assert!(!armed(&leased, &control(NOW - 1, slept.saturating_sub(off)), clocks));
+                assert!(!armed(&leased, &control(NOW - 1, slept + off), clocks));
+            }
         }
-        let slept = Control { slept_ns: HOUR, ..control };
-        assert!(armed_with(0, slept, HOUR, 500) && armed_with(0, slept, HOUR, 0));
+        // Two reads of one clock: the second is later.
+        let never_slept = Clocks { boot_ns: NOW, monotonic_ns: NOW + 90 };
+        assert!(armed(&free, &control(NOW - 1, 0), never_slept));
     }
 
     #[test]
-    fn a_sleep_since_the_heartbeat_disarms_although_a_lease_stands() {
-        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 0 };
-        assert!(armed_with(2 * HOUR, control, HOUR, HOUR));
-        assert!(!armed_with(2 * HOUR, control, HOUR, HOUR - 2 * Control::SLEEP_NS));
+    fn one_defence_is_due_in_an_interval() {
+        assert!(due(0, 1));
+        assert!(!due(NOW, NOW));
+        assert!(!due(NOW, NOW - 1), "by a clock that was read before");
+        assert!(!due(NOW, NOW + 10 * SECOND - 1));
+        assert!(due(NOW, NOW + 10 * SECOND));
     }
 
     #[test]
-    fn without_a_lease_a_heartbeat_arms_for_as_long_as_it_lasts() {
-        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 0 };
-        let at = |boot_ns| armed_with(0, control, boot_ns, boot_ns);
-        assert!(at(HOUR - 1) && at(HOUR + Control::HEARTBEAT_LASTS_NS - 1));
-        assert!(!at(HOUR + Control::HEARTBEAT_LASTS_NS));
-        assert!(!armed_with(0, Control::default(), HOUR, HOUR));
+    fn a_budget_is_spent_by_as_many_moves_within_its_window() {
+        let moves = [NOW, NOW - 10 * SECOND, NOW - 20 * SECOND, 0, 0, 0, 0, 0];
+        for (allowed, window_s, expected) in [
+            (0, 180, false),
+            (3, 21, true),
+            (3, 20, false),
+            (4, 180, false),
+            (1, 1, true),
+            (8, u32::MAX, false),
+        ] {
+            assert_eq!(spent(allowed, window_s, moves.into_iter(), NOW), expected, "{allowed}/{window_s}s");
+        }
+        let all: [u64; MOVES] = std::array::from_fn(|n| NOW - n as u64 * SECOND);
+        assert!(spent(8, 180, all.into_iter(), NOW));
+    }
+
+    #[test]
+    fn a_move_is_written_over_the_oldest() {
+        let mut moves = [0; MOVES];
+        for n in 1..=20 {
+            let place = oldest(moves.into_iter());
+            assert!(n <= 8 || moves[place] == n - 8);
+            moves[place] = n;
+        }
+        moves.sort_unstable();
+        assert_eq!(moves, [13, 14, 15, 16, 17, 18, 19, 20]);
+    }
+
+    #[test]
+    fn once_gives_up_at_the_second_conflict_within_the_interval_and_its_margin() {
+        let once = word(Policy::Once);
+        let after = |earlier: u64, now_ns: u64| react(once, true, || earlier, 0, || false, now_ns);
+        let first = conflict(once, NOW);
+        assert!(NOW.abs_diff(first) < 256 && first & 0xff == u64::from(GENERATION));
+        assert_eq!(after(0, NOW), Reaction::Defend);
+        for (later, expected) in [
+            (0, Reaction::Fall),
+            (10 * SECOND, Reaction::Fall),
+            (11 * SECOND - 512, Reaction::Fall),
+            (11 * SECOND, Reaction::Defend),
+        ] {
+            assert_eq!(after(first, NOW + later), expected, "{later} ns later");
+        }
+        assert_eq!(after(first, NOW - 1), Reaction::Fall, "by a clock that was read before");
+        let other = StateWord::new(once.mac(), State::Online, Policy::Once.flags(), GENERATION - 1);
+        assert_eq!(after(conflict(other, NOW), NOW), Reaction::Defend, "a conflict of an earlier claim");
+        assert_eq!(
+            react(once, false, || first, NOW, || true, NOW),
+            Reaction::Fall,
+            "giving up needs nothing"
+        );
+    }
+
+    #[test]
+    fn each_policy_does_what_it_says_and_no_other_is_asked_for_the_earlier_conflict() {
+        let never = || panic!("only `once` counts conflicts");
+        let react =
+            |policy, armed, defended_ns, spent| react(word(policy), armed, never, defended_ns, || spent, NOW);
+        for armed in [false, true] {
+            assert_eq!(react(Policy::Leave, armed, 0, false), Reaction::Nothing);
+            assert_eq!(react(Policy::Yield, armed, 0, false), Reaction::Fall);
+        }
+        assert_eq!(react(Policy::Hold, true, 0, false), Reaction::Defend);
+        assert_eq!(react(Policy::Hold, false, 0, false), Reaction::Nothing);
+        assert_eq!(react(Policy::Hold, true, NOW - SECOND, false), Reaction::Nothing);
+        assert_eq!(react(Policy::Hold, true, 0, true), Reaction::Nothing);
     }
 }

@@ -36,7 +36,7 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
     let clocks = maps::clocks();
     let now_ns = clocks.boot_ns;
     let Some(standing) = maps::standing_again(Place { slot, record }, word) else { return Reaction::Nothing };
-    if !standing.may_answer(|| now_ns) {
+    if !standing.may_answer(|| maps::unless_omitted(now_ns)) {
         return Reaction::Nothing;
     }
     let armed = defence::armed(&standing, &maps::control(), clocks);

@@ -215,7 +215,7 @@ fn entry(slot: u32, key: &AddressKey) -> Option<Entry<Place>> {
     Some(Entry {
         place: Place { slot, record },
         word: standing.word,
-        may_answer: standing.may_answer(now_ns),
+        may_answer: standing.may_answer(|| unless_omitted(now_ns())),
     })
 }
 
@@ -239,22 +239,12 @@ fn standing(slot: *const Slot, record: *const Record) -> Standing {
         )
     };
     let group = if of_group == 0 { Group::NONE } else { group(of_group) };
-    with_omissions(Standing { word: StateWord::from_bits(word), fallen, lease_until_ns, group })
+    let fallen = if fallen != 0 && omits(omit::FALLEN) { 0 } else { fallen };
+    Standing { word: StateWord::from_bits(word), fallen, lease_until_ns, group }
 }
 
-/// The standing as a test that omits a safety wants it seen.
+/// The time for leases: where a test omits them none is ever past.
 #[inline(always)]
-fn with_omissions(mut standing: Standing) -> Standing {
-    if omits(omit::LEASE) {
-        // Those that are set stand for ever.
-        for lease_until_ns in [&mut standing.lease_until_ns, &mut standing.group.lease_until_ns] {
-            if *lease_until_ns != 0 {
-                *lease_until_ns = u64::MAX;
-            }
-        }
-    }
-    if omits(omit::FALLEN) {
-        standing.fallen = 0;
-    }
-    standing
+pub(crate) fn unless_omitted(now_ns: u64) -> u64 {
+    if omits(omit::LEASE) { 0 } else { now_ns }
 }

@@ -120,10 +120,19 @@ pub fn attach_xdp(ns: &Netns, interface: &str, program: BorrowedFd<'_>, native: 
     attach(ns, interface, program, if native { DRV_MODE } else { SKB_MODE })
 }
 
+/// Attaches a tc program to what leaves an interface of a namespace, until the link is closed (Linux 6.6).
+pub fn attach_egress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
+    attach_as(ns, interface, program, ATTACH_TCX_EGRESS, 0)
+}
+
 fn attach(ns: &Netns, interface: &str, program: BorrowedFd<'_>, flags: u32) -> OwnedFd {
+    attach_as(ns, interface, program, ATTACH_XDP, flags)
+}
+
+fn attach_as(ns: &Netns, interface: &str, program: BorrowedFd<'_>, attach_type: u32, flags: u32) -> OwnedFd {
     let target_ifindex = ns.index_of(interface).expect("an interface to attach to");
     let prog_fd = program.as_raw_fd().cast_unsigned();
-    let attributes = LinkCreate { prog_fd, target_ifindex, attach_type: ATTACH_XDP, flags };
+    let attributes = LinkCreate { prog_fd, target_ifindex, attach_type, flags };
     ns.enter(|| bpf(BPF_LINK_CREATE, attributes))
 }
 

@@ -353,29 +353,43 @@ fn a_port_is_found_in_each_of_its_places() {
 
 #[test]
 fn messages_come_at_their_level_and_none_without() {
-    let (claim, request) = (row(Kind::ClaimByRequestForm), row(Kind::Request));
-    let shielded = row_in(Kind::Request, State::Yielding);
-    // Off, error, warn, info, debug, trace; the claim is told at info, the drop at debug, the answer at trace.
-    for (level, expected) in (0..).zip([&[][..], &[], &[], &["claim "], &["claim ", "shielded "]]) {
-        assert_eq!(said(level, &claim, &request, &shielded), expected, "at level {level}");
+    // Off, error, warn, info, debug, trace; conflicts are told at info, drops at debug, answers at trace.
+    let info = &["claim", "fight", "yield"][..];
+    let debug = &["claim", "fight", "yield", "shielded", "kept in"];
+    let trace = &["claim", "fight", "yield", "answered", "shielded", "kept in"];
+    for (level, expected) in (0..).zip([&[][..], &[], &[], info, debug, trace]) {
+        assert_eq!(said(level), expected, "at level {level}");
     }
-    assert_eq!(said(5, &claim, &request, &shielded), ["claim ", "answered ", "shielded "]);
 }
 
-/// What the program loaded with messages up to `level` says of three frames: the beginning of each message.
-fn said(level: u8, claim: &Row, request: &Row, shielded: &Row) -> Vec<&'static str> {
+/// What the programs loaded with messages up to `level` say of some frames: the word of each message.
+fn said(level: u8) -> Vec<&'static str> {
+    let named = |kind, name| {
+        let mut rows = golden::rows().into_iter();
+        rows.find(|row| (row.kind, row.column.name) == (kind, name)).expect("the table is complete")
+    };
     let mut loaded = Loaded::load(OBJECT, names::XDP, level);
-    for row in [claim, request, shielded] {
+    for row in [
+        row(Kind::ClaimByRequestForm),
+        named(Kind::ClaimByRequestForm, "hold, armed"),
+        named(Kind::ClaimByRequestForm, "yield"),
+        row(Kind::Request),
+        row_in(Kind::Request, State::Yielding),
+    ] {
         loaded.enter(&row.world);
         loaded.run(&row.frame);
     }
-    let messages = loaded.messages();
+    let leaving = golden::guard::rows().into_iter().find(|row| row.kept).expect("the table is complete");
+    loaded.enter(&leaving.world);
+    loaded.run_guard(&leaving.frame, leaving.beside);
+
     let word = |message: &Vec<u8>| {
         let has = |word: &str| message.windows(word.len()).any(|part| part == word.as_bytes());
         assert!(has("arpwarden"), "the target");
-        // The word of a claim is a field of its own, with the lead of " address=" behind it.
-        let word = [("claim", "claim "), ("answered ", "answered "), ("shielded ", "shielded ")];
-        word.into_iter().find_map(|(part, word)| has(part).then_some(word)).expect("one of the three")
+        let words = ["claim", "fight", "yield", "answered", "shielded", "kept in"];
+        // "claimant" is in all messages about conflicts; their first word is a field of its own.
+        let word = words.into_iter().rev().find(|word| has(word)).expect("one of these");
+        word
     };
-    messages.iter().map(word).collect()
+    loaded.messages().iter().map(word).collect()
 }
