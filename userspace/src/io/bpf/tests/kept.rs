@@ -80,8 +80,8 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
     assert_eq!(found, expected);
     assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
     assert_eq!(left.heartbeat_ns, 1_234);
-    let guard = second.ids.guard.is_some();
-    let live = KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard, state: LinkState::Live };
+    let live =
+        KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard: true, state: LinkState::Live };
     assert_eq!(left.links, [live]);
     assert_eq!(second.group(3), Some(Group { word: Group::ANSWERS, lease_until_ns: 99 }));
     assert_eq!(second.verify(index_of("a")).unwrap(), Presence { xdp: true, guard: true });
