@@ -316,6 +316,8 @@ fn what_an_interrupted_change_has_left_is_put_right() {
         assert_eq!(show(&mut datapath, &who_has(number)), action, "{number}");
     }
     assert_eq!(datapath.tables.addresses.keys().count(), 2);
+    let words = datapath.tables.slots.all().iter().filter(|slot| slot.word() != StateWord::VACANT);
+    assert_eq!(words.count(), 2);
     assert_eq!(datapath.tables.hints.get(&Hint::place(key(12).address), 0).unwrap(), Hint::NONE);
     assert_eq!(datapath.free.len(), MAX_ADDRESSES as usize - 2);
     for number in [5, 7, 9, 11] {
