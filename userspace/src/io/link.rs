@@ -801,7 +801,7 @@ mod tests {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.link_layer_type = layer;
-        message.header.flags = flags | LinkFlags::Up | LinkFlags::Running;
+        message.header.flags = flags | LinkFlags::Up | LinkFlags::Running | LinkFlags::LowerUp;
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Mtu(1500),

@@ -499,21 +499,21 @@ fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
 
 /// A request that makes an address as a message about its end describes it.
 fn as_it_was(mut message: AddressMessage) -> AddressMessage {
-    message.attributes.retain_mut(|attribute| match attribute {
-        // Which of a subnet's addresses is the first is the kernel's to say, and whether it lasts goes by its lifetime.
-        AddressAttribute::Flags(flags) => {
+    message.attributes.retain_mut(|attribute| {
+        if let AddressAttribute::Flags(flags) = attribute {
+            // Which of a subnet's addresses is the first is the kernel's to say; whether it lasts goes by its lifetime.
             flags.remove(AddressFlags::Secondary | AddressFlags::Permanent);
-            true
+            return true;
         }
-        other => matches!(
-            other,
+        matches!(
+            attribute,
             AddressAttribute::Local(_)
                 | AddressAttribute::Address(_)
                 | AddressAttribute::Broadcast(_)
                 | AddressAttribute::Label(_)
                 | AddressAttribute::Protocol(_)
                 | AddressAttribute::CacheInfo(_)
-        ),
+        )
     });
     message.header.flags = AddressHeaderFlags::empty();
     message

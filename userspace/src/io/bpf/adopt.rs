@@ -256,7 +256,7 @@ impl Datapath {
 
     /// Puts the loaded guard in the place of an earlier one; says whether there was one.
     fn adopt_guard(&mut self, index: u32, ours: &BTreeSet<u32>) -> std::io::Result<bool> {
-        let Some(guard) = self.guard_fd()? else { return Ok(false) };
+        let guard = self.guard_fd()?;
         let path = self.pins.link(LinkName::Guard(index));
         if std::fs::read_link(&path).is_ok() {
             let mut replaced = false;

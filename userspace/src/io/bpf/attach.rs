@@ -111,7 +111,7 @@ impl Datapath {
 
     /// Attaches the guard; what an earlier one of the same index has left is removed.
     fn attach_guard(&self, index: u32) -> io::Result<()> {
-        let Some(guard) = self.guard_fd()? else { return Ok(()) };
+        let guard = self.guard_fd()?;
         self.detach_guard(index)?;
         let path = self.pins.link(LinkName::Guard(index));
         match self.guard_way {
@@ -175,37 +175,31 @@ impl Datapath {
     }
 
     fn presence(&self, there: &link::Link) -> io::Result<Presence> {
-        let (xdp, guard) = (Some(self.ids.xdp), self.ids.guard);
+        let (xdp, guard) = (Some(self.ids.xdp), Some(self.ids.guard));
         Ok(Presence {
             xdp: there.xdp.map(|xdp| xdp.id) == xdp,
-            guard: match guard {
-                // An object without one has nothing that could be missing.
-                None => true,
-                Some(id) => {
-                    tcx_egress(there.index)?.contains(&id)
-                        || tc::egress_filters(there.index)?.iter().any(|filter| filter.program == guard)
-                }
-            },
+            guard: tcx_egress(there.index)?.contains(&self.ids.guard)
+                || tc::egress_filters(there.index)?.iter().any(|filter| filter.program == guard),
         })
     }
 
     /// The loaded program.
     pub(super) fn xdp_fd(&self) -> io::Result<BorrowedFd<'_>> {
-        self.fd(self.program)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.fd(self.program)
     }
 
-    /// The loaded guard; `None` if the object has none.
-    pub(super) fn guard_fd(&self) -> io::Result<Option<BorrowedFd<'_>>> {
+    /// The loaded guard.
+    pub(super) fn guard_fd(&self) -> io::Result<BorrowedFd<'_>> {
         self.fd(names::GUARD)
     }
 
-    fn fd(&self, name: &str) -> io::Result<Option<BorrowedFd<'_>>> {
+    fn fd(&self, name: &str) -> io::Result<BorrowedFd<'_>> {
         let program = match self.ebpf.program(name) {
             Some(Program::Xdp(program)) => program.fd(),
             Some(Program::SchedClassifier(program)) => program.fd(),
-            Some(_) | None => return Ok(None),
+            Some(_) | None => return Err(io::ErrorKind::NotFound.into()),
         };
-        program.map(|fd| Some(fd.as_fd())).map_err(|error: ProgramError| io::Error::other(error))
+        program.map(|fd| fd.as_fd()).map_err(|error: ProgramError| io::Error::other(error))
     }
 
     /// An error of attaching, with what is known of the interface.

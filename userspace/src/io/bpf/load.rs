@@ -122,8 +122,7 @@ impl Datapath {
     fn pin_programs(&self) -> Result<(), PinsError> {
         let guard = self.guard_fd().map_err(|source| self.unpinned("guard", source))?;
         let xdp = self.xdp_fd().map_err(|source| self.unpinned("xdp", source))?;
-        for (name, program) in [("xdp", Some(xdp)), ("guard", guard)] {
-            let Some(program) = program else { continue };
+        for (name, program) in [("xdp", xdp), ("guard", guard)] {
             let (path, new) =
                 (self.pins.programs().join(name), self.pins.programs().join(format!("{name}-new")));
             super::pins::remove_file(&new)?;
@@ -150,14 +149,13 @@ fn load_best(ebpf: &mut Ebpf, memory: &Memory) -> Result<&'static str, LoadError
     Ok(names::XDP)
 }
 
-/// Loads the guard, if the object has one; gives its identifier.
-fn load_guard(ebpf: &mut Ebpf, memory: &Memory) -> Result<Option<u32>, LoadError> {
-    let Some(program) = ebpf.program_mut(names::GUARD) else { return Ok(None) };
-    let Program::SchedClassifier(program) = program else {
+/// Loads the guard; gives its identifier.
+fn load_guard(ebpf: &mut Ebpf, memory: &Memory) -> Result<u32, LoadError> {
+    let Some(Program::SchedClassifier(program)) = ebpf.program_mut(names::GUARD) else {
         return Err(LoadError::Incomplete { lacks: names::GUARD });
     };
     program.load().map_err(|source| LoadError::of_program(source, memory))?;
-    id_of(ebpf, names::GUARD).map(Some)
+    id_of(ebpf, names::GUARD)
 }
 
 /// The kernel's identifier of a loaded program.

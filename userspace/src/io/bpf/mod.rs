@@ -88,7 +88,7 @@ pub struct Datapath {
 /// The kernel's identifiers of the loaded programs.
 struct ProgramIds {
     xdp: u32,
-    guard: Option<u32>,
+    guard: u32,
 }
 
 impl Datapath {

@@ -148,9 +148,9 @@ pub fn gateway(index: u32) -> io::Result<Option<Gateway>> {
             && route.header.kind == RouteType::Unicast
             && route.header.table == libc::RT_TABLE_MAIN;
         let address = gateway_of(&route.attributes, index).filter(|_| default)?;
-        let metric = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Priority(metric) => Some(*metric),
-            _ => None,
+        let metric = route.attributes.iter().find_map(|attribute| {
+            let RouteAttribute::Priority(metric) = attribute else { return None };
+            Some(*metric)
         });
         Some((metric.unwrap_or(0), address))
     });
@@ -161,9 +161,9 @@ pub fn gateway(index: u32) -> io::Result<Option<Gateway>> {
 /// The gateway of a route on an interface; of several the first.
 fn gateway_of(attributes: &[RouteAttribute], index: u32) -> Option<Ipv4Addr> {
     let via = |attributes: &[RouteAttribute]| {
-        attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(*address),
-            _ => None,
+        attributes.iter().find_map(|attribute| {
+            let RouteAttribute::Gateway(RouteAddress::Inet(address)) = attribute else { return None };
+            Some(*address)
         })
     };
     if attributes.contains(&RouteAttribute::Oif(index)) {
@@ -184,12 +184,10 @@ fn neighbour(index: u32, address: Ipv4Addr) -> io::Result<Option<MacAddr>> {
     match ask(&RouteNetlinkMessage::GetNeighbour(request), 0) {
         Ok(answers) => Ok(answers.into_iter().flatten().find_map(|answer| {
             let RouteNetlinkMessage::NewNeighbour(neighbour) = answer else { return None };
-            neighbour.attributes.iter().find_map(|attribute| match attribute {
+            neighbour.attributes.iter().find_map(|attribute| {
                 // There as long as it was, or may be, true; failed and unanswered ones have none.
-                NeighbourAttribute::LinkLayerAddress(bytes) => {
-                    bytes.as_slice().try_into().ok().map(MacAddr::new)
-                }
-                _ => None,
+                let NeighbourAttribute::LinkLayerAddress(bytes) = attribute else { return None };
+                bytes.as_slice().try_into().ok().map(MacAddr::new)
             })
         })),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(None),

@@ -80,8 +80,8 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
     assert_eq!(found, expected);
     assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
     assert_eq!(left.heartbeat_ns, 1_234);
-    let guard = second.ids.guard.is_some();
-    let live = KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard, state: LinkState::Live };
+    let live =
+        KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard: true, state: LinkState::Live };
     assert_eq!(left.links, [live]);
     assert_eq!(second.group(3), Some(Group { word: Group::ANSWERS, lease_until_ns: 99 }));
     assert_eq!(second.verify(index_of("a")).unwrap(), Presence { xdp: true, guard: true });
@@ -316,6 +316,8 @@ fn what_an_interrupted_change_has_left_is_put_right() {
         assert_eq!(show(&mut datapath, &who_has(number)), action, "{number}");
     }
     assert_eq!(datapath.tables.addresses.keys().count(), 2);
+    let words = datapath.tables.slots.all().iter().filter(|slot| slot.word() != StateWord::VACANT);
+    assert_eq!(words.count(), 2);
     assert_eq!(datapath.tables.hints.get(&Hint::place(key(12).address), 0).unwrap(), Hint::NONE);
     assert_eq!(datapath.free.len(), MAX_ADDRESSES as usize - 2);
     for number in [5, 7, 9, 11] {
