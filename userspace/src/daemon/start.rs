@@ -219,6 +219,8 @@ impl Daemon {
                 }
                 let marked = marked.get(&(key.interface, key.address.into())).copied();
                 let kept = self.kept(&kept, left, marked);
+                #[cfg(feature = "omit")]
+                let kept = self.taken_for_ours(key, kept);
                 self.tell(Input::Adopt { key, kept });
             } else {
                 self.abandon(&kept, left).await?;
@@ -269,6 +271,22 @@ impl Daemon {
             owner,
             untold: *untold,
         }
+    }
+
+    /// What is kept, as if nothing had become of it.
+    #[cfg(feature = "omit")]
+    fn taken_for_ours(&mut self, key: AddressKey, kept: Kept) -> Kept {
+        use arpwarden_common::state::State;
+        if crate::omit::omission() != Some(crate::omit::Omission::Adoption) {
+            return kept;
+        }
+        // A generation that has not fallen.
+        let generation = kept.word.generation().wrapping_add(1);
+        let word = StateWord::new(kept.word.mac(), State::Online, 0, generation);
+        if let Err(error) = self.datapath.store(&key, word) {
+            warn!("{error}");
+        }
+        Kept { word, lease_until: None, fallen: false, ..kept }
     }
 
     /// Gives up what an earlier run has left where the program is not: first the words, then the interface. If its

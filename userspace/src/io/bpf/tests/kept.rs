@@ -107,6 +107,8 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
 
 #[test]
 fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
+    /// The verifier takes a second or two for each on a busy machine.
+    const SWAPS: usize = 3;
     for mode in [Mode::Generic, Mode::Native] {
         if !own_network::with_mounts(&PAIR) {
             return;
@@ -125,14 +127,14 @@ fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
         drop(datapath);
         let flood = Wire::on("b").flood(on_a(5).address);
         let mut programs = BTreeSet::new();
-        for _ in 0..10 {
+        for _ in 0..SWAPS {
             let (datapath, left) = scratch.adopt();
             assert_eq!(left.links[0].xdp, Some(mode));
             programs.insert(link_now(index_of("a")).unwrap().unwrap().xdp.unwrap().id);
             datapath.keep();
         }
         let (requests, answers) = flood.end();
-        assert_eq!(programs.len(), 10);
+        assert_eq!(programs.len(), SWAPS);
         assert!(requests > 1_000, "{requests}");
         assert_eq!(answers, requests);
         peer.remove_all().unwrap();
