@@ -1,9 +1,9 @@
 //! What an earlier run has left behind the pins, and taking it over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arpwarden_common::{
-    abi::{AddressKey, Hint, Record},
+    abi::{AddressKey, Claimant, ClaimantKey, Hint, Record},
     names,
     state::StateWord,
 };
@@ -105,8 +105,14 @@ impl Missing {
 
 impl Tables {
     /// The addresses in the maps. What an interrupted run has half written is not among them: it is never answered.
-    pub(super) fn kept(&self) -> Result<Vec<KeptAddress>, TableError> {
-        let untold = self.untold()?;
+    pub(super) fn kept(
+        &self,
+        claimants: &HashMap<ClaimantKey, Claimant>,
+    ) -> Result<Vec<KeptAddress>, TableError> {
+        let mut untold = BTreeMap::<u32, u64>::new();
+        for (key, claimant) in claimants {
+            *untold.entry(key.slot).or_default() += claimant.frames.saturating_sub(claimant.told);
+        }
         let mut kept = BTreeMap::new();
         for entry in self.addresses.iter() {
             let (key, slot) = entry.map_err(|source| TableError::read(names::ADDRESSES, source))?;
@@ -170,7 +176,15 @@ impl Datapath {
     /// Takes over what is behind the pins, and puts the loaded programs in the place of the earlier ones, each
     /// between two frames.
     pub(super) fn adopt(&mut self) -> Result<Leftover, LoadError> {
-        let addresses = self.tables.kept().map_err(LoadError::table)?;
+        let claimants = self.tables.claimants().map_err(LoadError::table)?;
+        let addresses = self.tables.kept(&claimants).map_err(LoadError::table)?;
+        // What this says of them is said once.
+        self.tables.tell(claimants).map_err(LoadError::table)?;
+        for KeptAddress { slot, record, .. } in &addresses {
+            if let Some(place) = self.tables.records.get(*slot) {
+                place.tell_flood(record.flooded);
+            }
+        }
         self.tables.repair(&addresses).map_err(LoadError::table)?;
         for KeptAddress { key, slot, .. } in &addresses {
             self.installed.insert(*key, *slot);
@@ -303,7 +317,8 @@ impl Pins {
                 let heartbeat_ns = tables
                     .control()
                     .map_or(0, |control| control.heartbeat_ns.load(std::sync::atomic::Ordering::Acquire));
-                let addresses = tables.kept().map_err(LoadError::table)?;
+                let claimants = tables.claimants().map_err(LoadError::table)?;
+                let addresses = tables.kept(&claimants).map_err(LoadError::table)?;
                 Ok(Some(Leftover { addresses, links: Vec::new(), heartbeat_ns }))
             }
         }

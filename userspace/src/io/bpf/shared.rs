@@ -157,6 +157,7 @@ unsafe impl Shared for SharedRecord {
 impl SharedRecord {
     const DEFENDED: usize = std::mem::offset_of!(Record, defended_ns) / 8;
     const MOVES: usize = std::mem::offset_of!(Record, moves_ns) / 8;
+    const FLOOD_TOLD: usize = std::mem::offset_of!(Record, flood_told) / 8;
 
     /// What it holds; fields that change meanwhile are of one time or another.
     pub(super) fn read(&self) -> Record {
@@ -170,6 +171,11 @@ impl SharedRecord {
         for word in &self.words {
             word.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Says how many of the frames beyond those reported one by one were told.
+    pub(super) fn tell_flood(&self, flooded: u64) {
+        self.words[Self::FLOOD_TOLD].store(flooded, Ordering::Relaxed);
     }
 
     /// Takes the permit to defend at `now_ns`, unless a defence is younger than `interval_ns` or another one takes it

@@ -1,7 +1,7 @@
 //! What the daemon writes to the program's maps, and what it reads there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap as Hashed},
+    collections::{BTreeSet, HashMap as Hashed},
     io,
 };
 
@@ -81,7 +81,7 @@ impl Tables {
     }
 
     /// All claimants that the program remembers.
-    fn claimants(&self) -> Result<Hashed<ClaimantKey, Claimant>, TableError> {
+    pub(super) fn claimants(&self) -> Result<Hashed<ClaimantKey, Claimant>, TableError> {
         // The program goes on changing the map, and a key that went begins the list anew: what was seen once is
         // taken as it was last, and the list ends.
         self.claimants
@@ -91,13 +91,18 @@ impl Tables {
             .map_err(|source| TableError::read(names::CLAIMANTS, source))
     }
 
-    /// Frames of claimants that no event has told, by slot.
-    pub(super) fn untold(&self) -> Result<BTreeMap<u32, u64>, TableError> {
-        let mut untold = BTreeMap::new();
-        for (key, claimant) in self.claimants()? {
-            *untold.entry(key.slot).or_default() += claimant.frames.saturating_sub(claimant.told);
+    /// Says of these claimants that all their frames were told: the next event tells those that come from now on. A
+    /// frame that is counted at this very moment may stay untold; the totals are elsewhere.
+    pub(super) fn tell(&mut self, claimants: Hashed<ClaimantKey, Claimant>) -> Result<(), TableError> {
+        for (key, claimant) in claimants.into_iter().filter(|(_, claimant)| claimant.frames > claimant.told) {
+            // The least recent claimant may have made room for another one.
+            let Ok(now) = self.claimants.get(&key, 0) else { continue };
+            let told = Claimant { told: claimant.frames, ..now };
+            self.claimants
+                .insert(key, told, 0)
+                .map_err(|source| TableError::write(names::CLAIMANTS, source))?;
         }
-        Ok(untold)
+        Ok(())
     }
 
     /// Forgets the claimants of all slots but these.
