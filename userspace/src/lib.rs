@@ -11,4 +11,5 @@ pub mod io;
 pub mod log;
 pub mod probe;
 pub mod protocol;
+pub mod state_file;
 pub mod unload;

@@ -401,6 +401,7 @@ impl Net {
                     let before = self.at_mut(host).words.insert(key, word);
                     assert!(before.is_some(), "stored without being installed");
                 }
+                Action::Lease { .. } | Action::Remember { .. } => {}
                 Action::Remove { key } => {
                     let warden = self.at_mut(host);
                     assert!(warden.words.remove(&key).is_some(), "removed without being installed");
@@ -530,6 +531,8 @@ impl Net {
             repeat,
             owner_changed,
             at: now,
+            defended: false,
+            fell: false,
         };
         warden.ring = warden.ring.max(now.after(wait));
         let wait = warden.ring.since(now);

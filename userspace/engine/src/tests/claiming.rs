@@ -14,6 +14,7 @@ fn a_free_address_is_probed_for_then_shielded_then_registered_then_announced() {
     let probe = Outgoing::probe(OWN, Vlan::UNTAGGED, KEY.address);
     let probe = Action::Send { key: KEY, purpose: Purpose::Probe, frame: probe };
     let expected = vec![
+        remember(SPEC),
         Action::Install { key: KEY, word: StateWord::new(OWN, State::Probing, 0, 1) },
         stepped(None, Some(State::Probing), Reason::Commanded),
         probe.clone(),
@@ -374,10 +375,12 @@ fn an_address_that_somebody_else_configured_is_not_claimed() {
 #[test]
 fn an_adopted_address_is_answered_at_once_and_probed_for_unshielded() {
     let mut rig = Rig::new();
-    let request = rig.online(OnlineSpec { adopt: true, ..SPEC });
+    let spec = OnlineSpec { adopt: true, ..SPEC };
+    let request = rig.online(spec);
     let probe = Outgoing::probe(OWN, Vlan::UNTAGGED, KEY.address);
     let expected = vec![
-        Action::Install { key: KEY, word: StateWord::new(OWN, State::Announcing, LOCAL, 1) },
+        remember(spec),
+        Action::Install { key: KEY, word: word(State::Announcing, LOCAL, 1) },
         stepped(None, Some(State::Announcing), Reason::Adopted),
         Action::Send { key: KEY, purpose: Purpose::Announcement, frame: request_form() },
         Action::Send { key: KEY, purpose: Purpose::Probe, frame: probe },
@@ -464,7 +467,10 @@ fn a_claim_soon_after_an_immediate_one_rolls_it_back_silent_first() {
     assert_eq!(repairs.len(), 3);
     assert!(repairs.windows(2).all(|pair| pair[1].0.since(pair[0].0) == ms(1_100)));
     assert!(repairs.iter().all(|(_, frame)| *frame == repair));
-    assert_eq!(rig.news().last(), Some(&event(EventKind::Repaired { claimant: claimant(RIVAL), count: 3 })));
+    assert_eq!(
+        rig.news().last(),
+        Some(&event(EventKind::Repaired { claimant: Some(claimant(RIVAL)), count: 3 }))
+    );
     assert_eq!((rig.state(), rig.managed().reason()), (Some(State::Refused), Reason::RolledBack));
     assert_eq!(rig.frames(Purpose::Defence).len(), 0);
     assert_eq!(rig.engine.poll_timeout(), None);

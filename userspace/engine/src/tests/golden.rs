@@ -136,12 +136,17 @@ fn tell<'a>(happening: &Happening, name: &impl Fn(MacAddr) -> &'a str) -> String
             EventKind::Announced { count, .. } => format!("* announced, {count} frames"),
             EventKind::OwnerChanged { sighting } => format!("* owner is {}", name(sighting.claimant.mac)),
             EventKind::RolledBack { claimant } => format!("* rolled back for {}", name(claimant.mac)),
-            EventKind::Repaired { claimant, count } => {
+            EventKind::Repaired { claimant: Some(claimant), count } => {
                 format!("* repaired for {}, {count} frames", name(claimant.mac))
             }
+            EventKind::Repaired { claimant: None, count } => format!("* repaired, {count} frames"),
             EventKind::Echo { sighting } => format!("* echo of {}", name(sighting.claimant.mac)),
             EventKind::ClaimantFlood { sighting } => format!("* flood of {}", sighting.count),
             EventKind::AddressRemoved => "* address removed".into(),
+            EventKind::AddressRestored => "* address restored".into(),
+            EventKind::AddressAdded => "* address added".into(),
+            EventKind::LeaseExpired => "* lease expired".into(),
+            EventKind::Adopted { untold } => format!("* adopted, {untold} frames untold"),
             EventKind::Failed { what } => format!("* failed: {what}"),
         },
         Happening::Answer(_, answer) => match answer {
