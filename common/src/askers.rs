@@ -70,7 +70,7 @@ mod tests {
         let flood: Vec<(u64, u8)> = (1..=200).map(|last| (9, last)).collect();
         assert_eq!(after(&flood), [1, 2, 3, 4]);
         let flood: Vec<(u64, u8)> = (1..=200).map(|last| (u64::from(last / 100) + 9, last)).collect();
-        assert_eq!(after(&flood), [100, 101, 102, 103], "the next jiffy's are more recent");
+        assert_eq!(after(&flood), [101, 102, 103, 200], "the next jiffy's are more recent");
     }
 
     #[test]

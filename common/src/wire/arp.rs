@@ -404,9 +404,10 @@ mod tests {
     use super::*;
     use crate::{
         abi::{AddressKey, Port},
+        defence::Reaction,
         golden,
         state::{State, StateWord},
-        verdict::{Entry, Tables, verdict},
+        verdict::{Asking, Entry, Sighting, Tables, Witness, guard, verdict},
         wire::view_mut,
     };
 
@@ -442,6 +443,13 @@ mod tests {
         }
     }
 
+    impl Witness<()> for Everything {
+        fn saw(&self, _: Sighting<()>) -> Reaction {
+            Reaction::Nothing
+        }
+        fn asks(&self, _: Asking<()>) {}
+    }
+
     proptest! {
         #[test]
         fn a_frame_that_was_emitted_is_read_back(
@@ -466,6 +474,8 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0..100_usize) {
             parse(bytes.as_slice());
+            parse_leaving(bytes.as_slice(), None);
+            parse_leaving(bytes.as_slice(), Some((7, ETHERTYPE_VLAN)));
             let _ = bytes.as_slice().view::<ArpPacket>(at);
             let _ = view_mut::<ArpPacket>(&mut bytes.clone(), at);
         }
@@ -487,7 +497,8 @@ mod tests {
                 prop_assert!(frame.arp_at + ArpPacket::LEN <= bytes.len());
                 let port =
                     Port::accepting(MacAddr::new(golden::PORT_MAC), 1);
-                verdict(&frame, &port, &Everything);
+                verdict(&frame, &port, &Everything, &Everything);
+                guard(&frame, &port, &Everything);
             }
         }
     }
