@@ -70,7 +70,8 @@ pub fn speak_as(net: &Net, host: usize, address: Ipv4Addr) -> Vec<Captured> {
         let socket = UdpSocket::bind((address, 0)).unwrap_or_else(|error| panic!("{address}: {error}"));
         socket.send_to(b"?", (nobody, 9)).unwrap_or_else(|error| panic!("{address} to {nobody}: {error}"));
     });
-    host.wire().send(&bytes(&request(host.mac, address, nobody)));
+    // The guard may keep it in, which the sender is told.
+    drop(host.wire().offer(&bytes(&request(host.mac, address, nobody))));
     quiet(host, &tap).into_iter().filter(|frame| sent_as(frame, address, host.mac)).collect()
 }
 
