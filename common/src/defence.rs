@@ -41,7 +41,8 @@ pub struct Clocks {
 /// stands.
 #[inline(always)]
 pub fn armed(standing: &Standing, control: &Control, clocks: Clocks) -> bool {
-    let slept_ns = clocks.boot_ns.wrapping_sub(clocks.monotonic_ns);
+    // On a machine that never slept the clocks are one, and the one that was read later is ahead.
+    let slept_ns = clocks.boot_ns.saturating_sub(clocks.monotonic_ns);
     let awake = slept_ns.abs_diff(control.slept_ns) <= Control::SLEEP_NS;
     // A heartbeat may be younger than the clock that was read a moment before it.
     let heard = control.heartbeat_ns != 0

@@ -299,7 +299,7 @@ pub enum Input {
         /// Which one.
         key: AddressKey,
     },
-    /// Extend the lease of an address that may answer; one without a lease gets one.
+    /// Extend the lease of an address that is ours or claimed; one without a lease gets one.
     Renew {
         /// Whom to answer.
         request: RequestId,

@@ -47,12 +47,16 @@ pub const RESTORATIONS_WINDOW: Duration = Duration::from_secs(60);
 /// The program reads a clock that is late by up to a jiffy (10 ms at HZ=100); the end that it is told is earlier by as
 /// much, so that it never answers beyond the lease.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(10);
-/// A link that is up again within this time was moved, not lost: nobody can have claimed the address and been done
-/// with it (a claim by probes alone takes 200 ms), so announcing again is enough.
+/// A link that is up again within this time is announced on at once (design: "Links"): a cable that was moved, a switch
+/// port that renegotiated. A rival that was quick enough to take the address meanwhile is a conflict like any other.
 pub const LINK_FLAP: Duration = Duration::from_millis(500);
 /// The netlink watch is another socket than the one that changes are acknowledged on: what it says of the time
 /// before an own change may come after the acknowledgement, by so long at most.
 pub const REPORT_DELAY: Duration = Duration::from_secs(1);
+/// Silence after the probes says nothing of what came later. If the kernel has taken longer than this to register the
+/// address, or this process or the machine has slept that long, the probes are repeated, shielded. A thousand
+/// registrations in a row take a fifth of it.
+pub const SILENCE_LASTS: Duration = Duration::from_secs(1);
 /// After a link came up its announcements are repeated once after this time, and the first probe waits for it: a switch
 /// port forwards only some 30–75 ms after link up.
 pub const LINK_SETTLE: Duration = Duration::from_millis(100);

@@ -361,7 +361,7 @@ impl Daemon {
                 interface: carrier.name.clone(),
                 attach_mode: carrier.mode.name().to_owned(),
                 vlan_tags: carrier.vlan_tags.to_owned(),
-                running: self.links.values().any(|link| link.name == carrier.name && link.running),
+                running: self.links.values().any(|link| link.name == carrier.name && link.carries()),
                 program: carrier.presence.xdp,
                 guard: carrier.presence.guard,
             })

@@ -13,7 +13,7 @@ use arpwarden_common::{
 use arpwarden_engine::{Managed, MonoTime};
 
 use super::Daemon;
-use crate::io::clock;
+use crate::io::{clock, link::Link};
 
 /// Whom nothing else than the outcome is told.
 struct Nobody;
@@ -195,7 +195,7 @@ impl Daemon {
     fn explain_interface(&self, key: &AddressKey, facts: &mut Vec<String>) {
         let Some(carrier) = self.carriers.get(&key.interface) else { return };
         let name = &carrier.name;
-        let running = self.links.get(&key.interface).is_some_and(|link| link.running);
+        let running = self.links.get(&key.interface).is_some_and(Link::carries);
         facts.push(format!(
             "{name} is {}, attached {}, VLAN tags {}, guard {}",
             if running { "up" } else { "down or without carrier" },

@@ -250,9 +250,9 @@ impl Daemon {
             }
         }
         let ours = carrier.settling_until.is_some();
-        if before.running != link.running {
+        if before.carries() != link.carries() {
             let (event, reason) =
-                (if link.running { "link_up" } else { "link_down" }, ours.then_some("attaching"));
+                (if link.carries() { "link_up" } else { "link_down" }, ours.then_some("attaching"));
             self.journal.link(event, &link.name, None, reason);
         }
         if before.mac != link.mac
@@ -262,7 +262,7 @@ impl Daemon {
             self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
         }
         if let Some(mac) = link.mac {
-            let interface = self.interface(mac, link.running || ours);
+            let interface = self.interface(mac, link.carries() || ours);
             self.tell(Input::Interface { index, interface });
         }
         if before.xdp.map(|xdp| xdp.id) != link.xdp.map(|xdp| xdp.id) {
@@ -284,7 +284,7 @@ impl Daemon {
             if let Some(link) = self.links.get(&index)
                 && let Some(mac) = link.mac
             {
-                let interface = self.interface(mac, link.running);
+                let interface = self.interface(mac, link.carries());
                 self.tell(Input::Interface { index, interface });
             }
         }

@@ -287,7 +287,7 @@ impl Daemon {
             return Err(Stop::failed(anyhow!("{} has no MAC", link.name)));
         };
         self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
-        self.tell(Input::Interface { index, interface: self.interface(mac, link.running) });
+        self.tell(Input::Interface { index, interface: self.interface(mac, link.carries()) });
         Ok(())
     }
 

@@ -38,8 +38,10 @@ pub struct Link {
     pub arphrd: u16,
     /// Switched on by the administrator (IFF_UP).
     pub up: bool,
-    /// Up, with a carrier (IFF_RUNNING).
+    /// Up, with a carrier, and told so by the kernel's link watch (IFF_RUNNING), which may take a second.
     pub running: bool,
+    /// Has a carrier (IFF_LOWER_UP).
+    pub carrier: bool,
     /// Does without ARP (IFF_NOARP).
     pub noarp: bool,
     /// The loopback interface (IFF_LOOPBACK).
@@ -76,6 +78,7 @@ impl Link {
             arphrd: message.header.link_layer_type.into(),
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Running),
+            carrier: flags.contains(LinkFlags::LowerUp),
             noarp: flags.contains(LinkFlags::Noarp),
             loopback: flags.contains(LinkFlags::Loopback),
             ..Self::default()
@@ -380,9 +383,10 @@ pub enum Difference {
 }
 
 impl Link {
-    /// Whether frames can go over it: switched on, and with a carrier.
+    /// Whether frames can go over it: switched on, and with a carrier. IFF_RUNNING would come up to a second later
+    /// (`linkwatch_schedule_work`), when caches have long gone elsewhere.
     pub const fn carries(&self) -> bool {
-        self.up && self.running
+        self.up && self.carrier
     }
 
     /// What is different about this link from what it was `before`.
@@ -858,6 +862,7 @@ mod tests {
             arphrd: 1,
             up: true,
             running: true,
+            carrier: true,
             noarp: false,
             loopback: false,
             master: Some(3),
@@ -1142,12 +1147,12 @@ mod tests {
 
     #[test]
     fn each_difference_of_a_link_is_told() {
-        let before = Link { index: 4, name: "a".to_owned(), up: true, running: true, ..Link::default() };
+        let before = Link { index: 4, name: "a".to_owned(), up: true, carrier: true, ..Link::default() };
         assert_eq!(before.differences(&before), []);
-        let carrier_lost = Link { running: false, ..before.clone() };
+        let carrier_lost = Link { carrier: false, ..before.clone() };
         assert_eq!(carrier_lost.differences(&before), [Difference::Carries(false)]);
         assert_eq!(before.differences(&carrier_lost), [Difference::Carries(true)]);
-        let switched_off = Link { up: false, running: false, ..before.clone() };
+        let switched_off = Link { up: false, carrier: false, ..before.clone() };
         assert_eq!(switched_off.differences(&before), [Difference::Carries(false)]);
         assert_eq!(switched_off.differences(&carrier_lost), []);
         let other = Link {

@@ -16,7 +16,10 @@ use crate::{
     action::{Answer, EventKind, Purpose, Reason},
     input::{Claim, Claimant, MonoTime, OnlineSpec, Profile, Register},
     pace::Wish,
-    params::{self, BACKOFF_MIN, LINK_SETTLE, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES, SEND_RETRY},
+    params::{
+        self, BACKOFF_MIN, LINK_SETTLE, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES, SEND_RETRY,
+        SILENCE_LASTS,
+    },
 };
 
 /// How far a claim is; it exists in state `probing` only.
@@ -179,6 +182,13 @@ impl Managed {
         }
         self.registered_prefix = spec.prefix_length;
         self.ask_to_add(false, turn);
+    }
+
+    /// Nobody objected, but that was too long ago to take the address on. An `immediate` claim has other means: any
+    /// claim takes it back.
+    pub(super) fn is_silence_old(&self, turn: &Turn<'_>) -> bool {
+        self.attempted().is_some_and(|spec| spec.claim == Claim::Probe)
+            && turn.now.since(self.asked_to_add) > SILENCE_LASTS
     }
 
     /// How the attempt under way asks.

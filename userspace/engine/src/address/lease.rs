@@ -33,15 +33,20 @@ impl Managed {
         self.lease = lease.map(|lease| end(turn.now, lease));
     }
 
-    /// The end of the lease, where there is something that ends with it.
-    pub(super) fn lease_deadline(&self) -> Option<MonoTime> {
-        let bound = match self.state {
+    /// Ours, or claimed, so that the end of a lease would end something. While the link is down or a claim waits
+    /// for its next attempt, who decides about ownership still means us.
+    fn is_leased(&self) -> bool {
+        match self.state {
             State::Probing | State::Announcing | State::Online | State::Contested => true,
             State::Suspended => self.resume != Resume::Never,
             State::Refused => self.retry.is_some(),
             State::Watched | State::Yielding | State::Lost => false,
-        };
-        self.lease.filter(|_| bound)
+        }
+    }
+
+    /// The end of the lease, where there is something that ends with it.
+    pub(super) fn lease_deadline(&self) -> Option<MonoTime> {
+        self.lease.filter(|_| self.is_leased())
     }
 
     /// Nothing is done in the name of a lease that is past; looked at before anything else, because after a pause of
@@ -76,21 +81,16 @@ impl Managed {
     }
 
     pub(crate) fn renew(&mut self, request: RequestId, lease: Duration, turn: &mut Turn<'_>) {
-        let claimed = match self.state {
-            State::Probing | State::Announcing | State::Online | State::Contested => true,
-            State::Suspended if self.resume == Resume::Never => {
-                let what = format!(
-                    "renewing the lease of {}: it is past, and another host may have the address by now; \
-                     claim it again with online",
-                    self.key.address
-                );
-                turn.answer(request, Answer::Failed(what));
-                return;
-            }
-            State::Suspended => true,
-            State::Watched | State::Yielding | State::Refused | State::Lost => false,
-        };
-        if !claimed {
+        if self.state == State::Suspended && !self.is_leased() {
+            let what = format!(
+                "renewing the lease of {}: it is past, and another host may have the address by now; claim it again \
+                 with online",
+                self.key.address
+            );
+            turn.answer(request, Answer::Failed(what));
+            return;
+        }
+        if !self.is_leased() {
             turn.answer(request, Answer::WrongState(self.state));
             return;
         }

@@ -79,6 +79,8 @@ pub struct Managed {
     /// The word that the datapath was told last.
     word: StateWord,
     registration: Registration,
+    /// When the kernel was asked to add it last.
+    asked_to_add: MonoTime,
     /// Prefix length of the registration, 1..=32; a later claim may ask for another one.
     registered_prefix: u8,
     restorations: Restorations,
@@ -239,6 +241,7 @@ impl Managed {
             slot: Slot::Installing { tag },
             word: StateWord::VACANT,
             registration: Registration::Absent,
+            asked_to_add: turn.now,
             registered_prefix: 32,
             restorations: Restorations::default(),
             resume: Resume::Never,

@@ -95,6 +95,7 @@ impl Managed {
     pub(super) fn ask_to_add(&mut self, again: bool, turn: &mut Turn<'_>) {
         let tag = turn.tag();
         self.registration = Registration::Registering { tag, again };
+        self.asked_to_add = turn.now;
         self.publish(turn);
         turn.open(self.key, Open::Register { tag });
         let prefix_length = self.registered_prefix;
@@ -120,7 +121,10 @@ impl Managed {
                 self.local = true;
                 self.acknowledged = turn.now;
                 self.doubt = Doubt::None;
-                if self.is_at(Step::Registering) {
+                if self.is_at(Step::Registering) && self.is_silence_old(turn) {
+                    self.go_to(Step::Settling);
+                    self.settle(turn);
+                } else if self.is_at(Step::Registering) {
                     self.take(turn);
                 } else if self.keeps_registration() {
                     self.publish(turn);

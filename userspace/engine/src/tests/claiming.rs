@@ -598,3 +598,23 @@ fn a_refused_claim_that_nobody_waits_for_any_more_goes_on() {
     rig.until(State::Online);
     assert_eq!(rig.answers(request), vec![], "the caller is gone, the command is not");
 }
+
+#[test]
+fn silence_that_is_a_second_old_when_the_kernel_is_done_is_asked_for_again_behind_the_shield() {
+    let (mut rig, request) = Rig::registering(SPEC);
+    rig.pass(ms(1_001));
+    rig.input(Input::Registered { key: KEY, result: Ok(()) });
+    assert_eq!((rig.state(), rig.word()), (Some(State::Probing), Some(word(State::Probing, LOCAL, 1))));
+    rig.news();
+    rig.until(State::Announcing);
+    assert_eq!(rig.frames(Purpose::Probe).len(), 6);
+    assert_eq!(rig.answers(request), vec![Answer::Done]);
+    assert!(!rig.news().iter().any(|action| matches!(action, Action::Register { .. })));
+
+    let (mut rig, _) = Rig::registering(SPEC);
+    rig.pass(ms(1_001));
+    rig.input(Input::Registered { key: KEY, result: Ok(()) });
+    rig.claim_by(RIVAL); // which waited behind it
+    assert_eq!(rig.state(), Some(State::Refused));
+    assert!(rig.news().contains(&Action::Deregister { key: KEY, prefix_length: 24 }));
+}

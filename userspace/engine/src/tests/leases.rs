@@ -264,3 +264,18 @@ fn the_kernel_is_asked_again_if_it_will_not_delete_an_address_whose_lease_is_pas
     rig.pass(secs(30));
     assert!(!rig.managed().is_registered());
 }
+
+#[test]
+fn a_claim_that_waits_for_another_owner_to_go_is_renewed_meanwhile() {
+    let mut rig = Rig::new();
+    let request = rig.online(OnlineSpec { wait: secs(600), lease: Some(secs(3)), ..SPEC });
+    rig.pass(ms(30));
+    for _ in 0..20 {
+        rig.claim_by(RIVAL);
+        assert_eq!(renew(&mut rig, secs(3)), vec![Answer::Done]);
+        rig.pass(ms(100));
+    }
+    renew(&mut rig, secs(300));
+    rig.until(State::Online);
+    assert_eq!(rig.answers(request), vec![Answer::Done]);
+}

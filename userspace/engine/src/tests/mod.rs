@@ -1,6 +1,7 @@
 //! Given this input at this time, expect exactly these actions.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test picks out what it is about")]
 
+mod adopting;
 mod announcing;
 mod claiming;
 mod defending;
@@ -307,8 +308,10 @@ impl Rig {
         let mut rig = Self::new();
         rig.register = None;
         let request = rig.online(spec);
-        rig.pass(secs(30));
-        assert!(matches!(rig.trace.last(), Some((_, Action::Register { .. }))));
+        while !matches!(rig.trace.last(), Some((_, Action::Register { .. }))) {
+            let due = rig.engine.poll_timeout().expect("something to wait for");
+            rig.pass(due.since(rig.now));
+        }
         rig.news();
         (rig, request)
     }

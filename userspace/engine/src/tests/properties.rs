@@ -780,3 +780,95 @@ proptest! {
         }
     }
 }
+
+/// What happens to a host of two that want the same address, each claiming it by probes only.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Online(Option<Duration>),
+    Renew,
+    Offline,
+    /// Down for longer than a flap.
+    LinkDown,
+    /// Stopped for so long; longer than silence lasts.
+    Freeze(Duration),
+    /// Killed, and started again after so long.
+    Kill(Duration),
+    Sleep,
+}
+
+fn fates() -> impl Strategy<Value = Fate> {
+    let pauses = || select(vec![ms(1_200), secs(2), secs(5), secs(20)]);
+    let leases = prop::option::of(select(vec![ms(400), secs(1), secs(4), secs(30)]));
+    prop_oneof![
+        4 => leases.prop_map(Fate::Online),
+        2 => Just(Fate::Renew),
+        1 => Just(Fate::Offline),
+        1 => Just(Fate::LinkDown),
+        1 => pauses().prop_map(Fate::Freeze),
+        1 => pauses().prop_map(Fate::Kill),
+        1 => Just(Fate::Sleep),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn of_two_that_claim_by_probes_never_both_may_answer_whatever_becomes_of_their_daemons_and_links(
+        seed: u64,
+        fates in vec((0..2_usize, fates(), 0..3_000_u64), 1..25),
+    ) {
+        let mut net = Net::new(seed);
+        let hosts = [net.warden(INTERFACE), net.warden(INTERFACE)];
+        let vip = address(VIP);
+        // When each of them is itself again.
+        let mut back: [Option<(MonoTime, Fate)>; 2] = [None, None];
+        for (which, fate, wait) in fates {
+            let host = hosts[which];
+            if back[which].is_none() {
+                let until = match fate {
+                    Fate::Online(lease) => {
+                        net.online(host, vip, OnlineSpec { lease, wait: secs(30), ..SPEC });
+                        None
+                    }
+                    Fate::Renew => {
+                        net.renew(host, vip, secs(3));
+                        None
+                    }
+                    Fate::Offline => {
+                        net.offline(host, vip);
+                        None
+                    }
+                    Fate::LinkDown => {
+                        net.link(host, false);
+                        Some(ms(600))
+                    }
+                    Fate::Freeze(wait) => {
+                        net.freeze(host);
+                        Some(wait)
+                    }
+                    Fate::Kill(wait) => {
+                        net.kill(host);
+                        Some(wait)
+                    }
+                    Fate::Sleep => None,
+                };
+                back[which] = until.map(|wait| (net.now.after(wait), fate));
+            }
+            let end = net.now.after(ms(wait));
+            while net.now < end {
+                for which in 0..2 {
+                    if let Some((_, fate)) = back[which].take_if(|(at, _)| *at <= net.now) {
+                        match fate {
+                            Fate::LinkDown => net.link(hosts[which], true),
+                            Fate::Freeze(_) => net.thaw(hosts[which]),
+                            _ => net.start(hosts[which]),
+                        }
+                    }
+                }
+                net.pass(ms(5));
+                prop_assert!(!hosts.into_iter().all(|host| net.answers_for(host, vip)));
+            }
+        }
+    }
+}
