@@ -39,9 +39,11 @@ fn settled(node: &Node<'_>, count: u16, arguments: &[&str]) -> Vec<Ipv4Addr> {
     let lines: String = addresses.iter().map(|address| format!("{address}/32\n")).collect();
     let command = [&["online", "-", "--iface", "eth0"], arguments].concat();
     node.cli_with_input(&command, &lines).expect(0);
-    for address in &addresses {
-        node.wait_for_state(address, "online", PLAN);
-    }
+    wait_for("all plans to be over", PLAN, || {
+        let status = node.status();
+        let entries = status["addresses"].as_array().expect("addresses");
+        entries.iter().all(|entry| entry["state"] == "online").then_some(())
+    });
     addresses
 }
 

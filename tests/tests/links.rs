@@ -19,6 +19,10 @@ const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
 /// How long a change may take to be noticed and acted on, on two cores with other tests on them.
 const SOON: Duration = Duration::from_secs(5);
 
+/// How long a program that was taken off may be missed: the kernel tells nobody of a link that was detached, so the
+/// daemon finds out when it looks, which it does every ten seconds.
+const A_BEAT: Duration = Duration::from_secs(15);
+
 /// A way to take a host's link down, and to bring it up again.
 type Cut = fn(&Net, bool);
 
@@ -48,7 +52,11 @@ fn step(events: &Events, address: Ipv4Addr, to: &str, reason: &str) -> Event {
 }
 
 fn named(events: &Events, name: &str) -> Event {
-    events.wait_for(name, SOON, |event| event["event"] == name)
+    named_within(events, name, SOON)
+}
+
+fn named_within(events: &Events, name: &str, within: Duration) -> Event {
+    events.wait_for(name, within, |event| event["event"] == name)
 }
 
 /// Frames in the address's name by the host on whose cable the tap was.
@@ -251,7 +259,8 @@ fn a_link_that_goes_down_while_announcing_begins_the_plan_anew() {
     net.plug(0, true);
     step(&events, address, "suspended", "link_down");
     step(&events, address, "announcing", "link_up");
-    step(&events, address, "online", "plan_done");
+    let over = events.wait_for_state(address, "online", Duration::from_secs(15));
+    assert_eq!(over.json["reason"], "plan_done", "{}", over.json);
     assert!(has_address(&node.host.ns, address));
     assert_eq!(ask(&net, 0, address).len(), 1);
 }
@@ -278,7 +287,9 @@ fn an_address_can_be_given_up_while_its_link_is_down_and_stays_gone_when_it_is_b
     wait_for("the address to be gone", SOON, || (!has_address(&node.host.ns, ip(101))).then_some(()));
     wait_for("the link", SOON, || (node.status()["interfaces"][0]["running"] == true).then_some(()));
     assert_eq!(node.state(ip(101)), None);
-    let seen = quiet(node.host, &tap);
+    // A packet socket whose link has gone down says so once before it goes on.
+    let mut seen = tap.drain();
+    seen.extend(quiet(node.host, &tap));
     assert_eq!(by(&seen, address, node.host.mac), []);
 }
 
@@ -412,6 +423,25 @@ fn the_same_holds_in_generic_mode() {
 }
 
 #[test]
+fn an_address_that_is_given_up_while_its_interface_is_away_stays_given_up() {
+    let net = Net::new(2);
+    let (node, address) = settled(&net, NATIVE);
+    node.cli(&["watch", "10.7.0.150", "--iface", "eth0"]).expect(0);
+    node.online(101);
+    let events = node.events();
+    node.host.ns.ip("link delete eth0");
+    named(&events, "program_missing");
+    wait_for("the address to be gone", SOON, || node.address(address).is_none().then_some(()));
+    node.cli(&["offline", &address.to_string()]).expect(0);
+    node.cli(&["unwatch", "10.7.0.150"]).expect(0);
+    let _pass = lay_anew(&net);
+    // The other one is back, so this one would be.
+    events.wait_for_state(ip(101), "announcing", SOON);
+    assert_eq!((node.state(address), node.state(ip(150))), (None, None));
+    assert!(!has_address(&node.host.ns, address));
+}
+
+#[test]
 fn an_interface_that_was_away_in_another_namespace_gets_program_and_addresses_back() {
     let net = Net::new(2);
     let (node, address) = settled(&net, NATIVE);
@@ -419,7 +449,7 @@ fn an_interface_that_was_away_in_another_namespace_gets_program_and_addresses_ba
     let elsewhere = Netns::new();
     node.host.ns.ip(&format!("link set eth0 netns {}", elsewhere.path().display()));
     let missing = named(&events, "program_missing");
-    assert_eq!(missing.json["reason"], "interface_gone");
+    assert_eq!(missing.json["reason"], "interface_moved");
     // Nothing of ours works in a namespace that is not ours.
     wait_for("the program to be off", SOON, || {
         let mut show = elsewhere.command("ip");
@@ -447,12 +477,12 @@ fn program_of(net: &Net) -> Option<u32> {
 }
 
 #[test]
-fn a_generic_program_that_was_taken_off_is_put_back_at_once() {
+fn a_generic_program_that_was_taken_off_is_put_back() {
     let net = Net::without_peer_programs(2);
     let (node, address) = settled(&net, GENERIC);
     let events = node.events();
     Pins::of(&node).detach_program();
-    let missing = named(&events, "program_missing");
+    let missing = named_within(&events, "program_missing", A_BEAT);
     assert_eq!(missing.json["reason"], "program");
     assert_eq!(missing.json["interface"], "eth0");
     named(&events, "program_restored");
@@ -469,7 +499,7 @@ fn a_native_program_that_was_taken_off_is_missed_and_not_put_back() {
     let (node, address) = settled(&net, NATIVE);
     let events = node.events();
     Pins::of(&node).detach_program();
-    let missing = named(&events, "program_missing");
+    let missing = named_within(&events, "program_missing", A_BEAT);
     assert_eq!(missing.json["reason"], "program");
     let status = node.status();
     assert_eq!(status["interfaces"][0]["program"], false, "{status}");
@@ -490,7 +520,7 @@ fn without_a_program_what_may_not_answer_leaves_the_interface() {
     step(&events, address, "suspended", "link_down");
     assert!(has_address(&node.host.ns, address));
     Pins::of(&node).detach_program();
-    named(&events, "program_missing");
+    named_within(&events, "program_missing", A_BEAT);
     wait_for("the address to be gone", SOON, || (!has_address(&node.host.ns, address)).then_some(()));
     assert_ne!(node.state(address).as_deref(), Some("online"));
 }
@@ -524,14 +554,14 @@ fn somebody_elses_program_in_the_place_of_ours_is_left_alone_until_it_goes() {
     Pins::of(&node).detach_program();
     let foreign = XdpPass::attach_generic(&node.host.ns, "eth0");
     node.signal(libc::SIGCONT);
-    let missing = named(&events, "program_missing");
+    let missing = named_within(&events, "program_missing", A_BEAT);
     assert_eq!(missing.json["reason"], "program");
     let status = node.status();
     assert_eq!(status["interfaces"][0]["program"], false, "{status}");
     assert_eq!(program_of(&net), Some(foreign.id()));
     assert!(node.log().contains(foreign.name), "the log names what is there:\n{}", node.log());
     drop(foreign);
-    named(&events, "program_restored");
+    named_within(&events, "program_restored", A_BEAT);
     let before = node.counter(address, "answered");
     assert_eq!(ask(&net, 0, address).len(), 1);
     assert_eq!(node.counter(address, "answered"), before + 1);
@@ -545,14 +575,9 @@ fn changes_beyond_what_the_netlink_socket_holds_are_read_anew() {
     node.host.ns.ip("link add a7 type veth peer name b7\nlink set a7 up\nlink set b7 up");
     let events = node.events();
     node.freeze();
-    let mut lines = String::new();
-    for round in 0..12_u8 {
-        for word in ["add", "delete"] {
-            for last in 0..250_u8 {
-                lines += &format!("address {word} 10.99.{round}.{last}/32 dev a7\n");
-            }
-        }
-    }
+    // The watch has room for a change of each of 16,384 addresses twice over; a link's take more of it.
+    let mut lines: String =
+        (0..12_000).map(|n| format!("link set b7 alias a-name-that-is-number-{n}\n")).collect();
     // What matters comes when there is no more room.
     let new = mac("02:cc:00:00:00:08");
     lines += &format!(

@@ -26,12 +26,8 @@ fn routes(net: &Net) -> Vec<String> {
 fn a_prefix_that_is_connected_already_gets_no_second_route() {
     let net = Net::new(2);
     let node = Node::start(net.host(0));
-    // The prefix is connected by another interface: a second route would take its traffic away.
-    node.host.ns.ip("link add a7 type veth peer name b7\n\
-         link set a7 up\n\
-         link set b7 up\n\
-         address add 10.8.0.1/24 dev a7");
-    wait_for("the route", SOON, || routes(&net).iter().any(|line| line.contains("dev a7")).then_some(()));
+    // Connected by an address, and by somebody's hand.
+    node.host.ns.ip("route add 10.8.0.0/24 dev eth0 scope link");
     let before = routes(&net);
     node.cli(&["online", "10.7.0.100/24", "10.8.0.100/24", "--iface", "eth0"]).expect(0);
     assert_eq!(routes(&net), before);
@@ -40,6 +36,26 @@ fn a_prefix_that_is_connected_already_gets_no_second_route() {
     assert_eq!(ask(&net, 0, Ipv4Addr::new(10, 8, 0, 100)).len(), 1);
     node.cli(&["offline", "--all"]).expect(0);
     assert_eq!(routes(&net), before, "the connected routes stay");
+}
+
+#[test]
+fn a_prefix_that_another_interface_connects_keeps_its_way() {
+    let net = Net::new(2);
+    let node = Node::start(net.host(0));
+    node.host.ns.ip("link add a7 type veth peer name b7\n\
+         link set a7 up\n\
+         link set b7 up\n\
+         address add 10.8.0.1/24 dev a7");
+    let way = || {
+        let mut get = node.host.ns.command("ip");
+        get.args(["route", "get", "10.8.0.9"]);
+        run(get)
+    };
+    wait_for("the route", SOON, || way().contains("dev a7").then_some(()));
+    node.cli(&["online", "10.8.0.100/24", "--iface", "eth0"]).expect(0);
+    assert!(way().contains("dev a7 src 10.8.0.1"), "{}", way());
+    node.cli(&["offline", "10.8.0.100"]).expect(0);
+    assert!(way().contains("dev a7 src 10.8.0.1"), "{}", way());
 }
 
 #[test]

@@ -76,10 +76,6 @@ fn the_fourth_removal_within_a_minute_is_obeyed() {
     let other = node.online(101);
     by_hand(node.host, "delete", other);
     event(&events, "address_restored", other);
-    // And a new claim begins anew.
-    node.online(100);
-    by_hand(node.host, "delete", address);
-    event(&events, "address_restored", address);
 }
 
 #[test]
