@@ -283,7 +283,7 @@ pub fn boot_ns() -> u64 {
     clock(libc::CLOCK_BOOTTIME)
 }
 
-fn clock(which: libc::clockid_t) -> u64 {
+pub(crate) fn clock(which: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a timespec to be written, alive during the call.
     unsafe { libc::clock_gettime(which, &raw mut time) };

@@ -454,24 +454,28 @@ fn pins_of_another_network_namespace_are_refused_and_left() {
     let mut node = Node::start(net.host(0));
     let address = node.online(100);
     node.kill();
-    let before = pinned_files(&node.pins());
+    let state = node.folder().join("state");
+    let before = (pinned_files(&node.pins()), fs::read_to_string(&state).expect("a state file"));
     let there = |arguments: &[&str]| {
         let mut command = net.host(1).ns.command(program());
         command.args(["--instance", &node.instance]).args(arguments);
-        finish(&mut command, "")
+        finish(&mut command, "").expect(1).naming("network namespace");
     };
-    let start = [&["run"], NATIVE].concat();
-    there(&start).expect(1).naming("network namespace");
+    let refused = || {
+        there(&[&["run"], NATIVE].concat());
+        there(&["unload"]);
+        assert_eq!(pinned_files(&node.pins()), before.0);
+        assert_eq!(xdp_program(&net.host(1).ns, "eth0"), None);
+        assert!(egress_programs(&net.host(1).ns, "eth0").is_empty());
+        assert!(answers(&net, &node, address));
+    };
+    // Nobody is in that namespace, but a program answers there.
+    refused();
+    assert_eq!(fs::read_to_string(&state).expect("a state file"), before.1);
     // Without the state file the pins alone say so.
-    let (state, aside) = (node.folder().join("state"), node.folder().join("aside"));
+    let aside = node.folder().join("aside");
     fs::rename(&state, &aside).expect("a state file");
-    there(&start).expect(1).naming("network namespace");
-    there(&["unload"]).expect(1).naming("network namespace");
-    assert_eq!(pinned_files(&node.pins()), before);
-    assert!(
-        xdp_program(&net.host(1).ns, "eth0").is_none() || egress_programs(&net.host(1).ns, "eth0").is_empty()
-    );
-    assert!(answers(&net, &node, address));
+    refused();
     fs::rename(&aside, &state).expect("a state file");
     node.run(NATIVE);
     assert_eq!(past_events(&node, "adopted", address).len(), 1);

@@ -1,388 +1,486 @@
-//! The program itself defends: from the frame that makes the conflict, with the daemon alive, standing still or dead.
+//! What one frame cannot show of the loaded program: that a defence is exact however many claims come on however many
+//! CPUs, what a fall leaves behind, what is remembered of askers, and what each safety is for.
 
-use std::{
-    net::Ipv4Addr,
-    time::{Duration, Instant},
-};
+use std::{sync::Barrier, thread, time::Duration};
 
+use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::Control,
-    net::{MacAddr, Vlan},
-    wire::arp::{Form, REQUEST},
+    abi::{AddressKey, Asker, Control, Counter, Event, Group, Record, Slot, omit},
+    golden::{
+        self, ASKER, GATEWAY, GENERATION, GROUP, Kind, Managed, OUR_MAC, Row, SIBLING_MAC, SLOT,
+        STRANGER_MAC, Tags, guard,
+    },
+    names,
+    net::{Ipv4, MacAddr},
+    report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
+    state::{Policy, State, StateWord},
 };
-use arpwarden_tests::{
-    asks::{ask, quiet, sent_as, speak_as},
-    ms,
-    netns::{Host, Net, ip, stranger},
-    node::{Events, Node},
-    pins::Pins,
-    tools::{decode, has_address, learn, wait_for_neighbour},
-    wait_for,
-    wire::{Captured, Wire, announcement, boot_ns, bytes},
-};
+use arpwarden_tests::prog_run::{Loaded, clocks, tc_action, xdp_action};
 
-const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
-const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
-/// How long the plan of announcements may take, on two cores with other tests on them.
-const PLAN: Duration = Duration::from_secs(20);
-const SECOND: u64 = 1_000_000_000;
+const SECOND_NS: u64 = 1_000_000_000;
+/// Longer than a jiffy, with HZ at 100 or more.
+const JIFFY: Duration = Duration::from_millis(12);
+const MARK: u32 = 256 + GENERATION as u32;
 
-/// The address 10.8.x.y of a number.
-fn numbered(number: u16) -> Ipv4Addr {
-    let [x, y] = number.to_be_bytes();
-    Ipv4Addr::new(10, 8, x, y)
+/// The untagged row of this kind in the column with this name.
+fn row(kind: Kind, name: &str) -> Row {
+    golden::rows()
+        .into_iter()
+        .find(|row| (row.kind, row.tags, row.column.name) == (kind, Tags::None, name) && row.column.local)
+        .expect("the table is complete")
 }
 
-/// Brings `count` addresses online and waits until their plans are over, so that every announcement is a defence.
-fn settled(node: &Node<'_>, count: u16, arguments: &[&str]) -> Vec<Ipv4Addr> {
-    let addresses: Vec<Ipv4Addr> = (1..=count).map(numbered).collect();
-    let lines: String = addresses.iter().map(|address| format!("{address}/32\n")).collect();
-    let command = [&["online", "-", "--iface", "eth0"], arguments].concat();
-    node.cli_with_input(&command, &lines).expect(0);
-    wait_for("all plans to be over", PLAN, || {
-        let status = node.status();
-        let entries = status["addresses"].as_array().expect("addresses");
-        entries.iter().all(|entry| entry["state"] == "online").then_some(())
+/// The untagged row of this kind for a local address in this state, with nothing else to say of it.
+fn plain(kind: Kind, state: State) -> Row {
+    golden::rows()
+        .into_iter()
+        .find(|row| {
+            (row.kind, row.tags, row.column.name) == (kind, Tags::None, "")
+                && (row.column.state, row.column.local) == (Some(state), true)
+                && row.column.lease_until_ns == 0
+        })
+        .expect("the table is complete")
+}
+
+fn enter(row: &Row) -> Loaded {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    loaded.enter(&row.world);
+    loaded
+}
+
+/// Lets so much time pass for what the program remembers of the address.
+fn age(loaded: &mut Loaded, seconds: u64) {
+    let back = |at: u64| at.saturating_sub(seconds * SECOND_NS);
+    let record = loaded.record(SLOT);
+    let conflict =
+        if record.conflict == 0 { 0 } else { back(record.conflict) & !0xff | record.conflict & 0xff };
+    loaded.set_record(
+        SLOT,
+        Record {
+            conflict,
+            defended_ns: back(record.defended_ns),
+            moves_ns: record.moves_ns.map(back),
+            ..record
+        },
+    );
+}
+
+/// Gives the address another word.
+fn set_word(loaded: &mut Loaded, row: &Row, word: StateWord) {
+    let Managed { slot, value, .. } = row.world.addresses[0];
+    loaded.set_slot(slot, Slot { word: word.bits(), ..value });
+}
+
+/// The daemon is heard.
+fn beat(loaded: &mut Loaded) {
+    let (heartbeat_ns, slept_ns) = clocks();
+    loaded.set_control(Control { layout: 0, heartbeat_ns, slept_ns });
+}
+
+/// Keeps this thread on one CPU.
+fn stay_on(cpu: usize) {
+    // SAFETY: a set of CPUs is plain bits; it is written here and read by the kernel within its own size.
+    let done = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    assert_eq!(done, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
+}
+
+/// Runs the frame on two CPUs at once, `times` on each; how often each action came.
+fn on_two_cpus(loaded: &Loaded, frame: &[u8], times: usize) -> [usize; 4] {
+    let start = Barrier::new(2);
+    let run = |cpu| {
+        stay_on(cpu);
+        start.wait();
+        (0..times).map(|_| loaded.run(frame).action).collect::<Vec<_>>()
+    };
+    let actions = thread::scope(|scope| {
+        let others = scope.spawn(|| run(1));
+        let here = scope.spawn(|| run(0));
+        [here, others].map(|thread| thread.join().expect("the runs")).concat()
     });
-    addresses
-}
-
-/// Announcements for an address by the host on whose cable the tap was.
-fn defences(seen: &[Captured], address: Ipv4Addr, mac: MacAddr) -> Vec<Captured> {
-    let sent = seen.iter().filter(|frame| sent_as(frame, address, mac));
-    sent.filter(|frame| frame.is_arp(|arp| arp.form() == Form::Announcement)).cloned().collect()
-}
-
-/// Claims an address, and returns the announcements with which the host has answered, once all is over.
-fn claim(host: &Host, tap: &Wire, address: Ipv4Addr, claimant: u16) -> Vec<Captured> {
-    tap.send(&bytes(&announcement(stranger(claimant), address)));
-    defences(&quiet(host, tap), address, host.mac)
-}
-
-fn names(events: &[arpwarden_tests::node::Event], name: &str) -> usize {
-    events.iter().filter(|event| event.json["event"] == name).count()
-}
-
-/// Claims each address once, and returns how long each defence took on the wire.
-fn claim_all(net: &Net, host: &Host, addresses: &[Ipv4Addr], claimant: u16) -> Vec<Duration> {
-    let (wire, tap) = (net.host(1).wire(), net.tap(0));
-    let mut took = Vec::new();
-    for &address in addresses {
-        wire.send(&bytes(&announcement(stranger(claimant), address)));
-        let mut claimed_ns = None;
-        let seen = tap.collect_until("the defence", ms(2_000), |frame| {
-            if frame.outgoing && frame.says(address, stranger(claimant)) {
-                claimed_ns = Some(frame.boot_ns);
-            }
-            sent_as(frame, address, host.mac)
-        });
-        let defence = seen.last().expect("waited for");
-        let claimed_ns = claimed_ns.expect("the claim comes before its defence");
-        took.push(Duration::from_nanos(defence.boot_ns.saturating_sub(claimed_ns)));
+    let mut counts = [0; 4];
+    for action in actions {
+        counts[action as usize] += 1;
     }
-    took.sort_unstable();
-    took
+    counts
+}
+
+const DROP: usize = xdp_action::DROP as usize;
+const PASS: usize = xdp_action::PASS as usize;
+const TX: usize = xdp_action::TX as usize;
+
+#[test]
+fn a_storm_of_claims_is_defended_once_in_an_interval() {
+    let row = row(Kind::ClaimByReplyForm, "hold, armed");
+    let mut loaded = enter(&row);
+    let before = clocks().0;
+    let actions: Vec<u32> = (0..1_000).map(|_| loaded.run(&row.frame).action).collect();
+    assert_eq!(actions[0], xdp_action::TX, "the first claim is answered");
+    assert!(actions[1..].iter().all(|action| *action == xdp_action::PASS));
+    assert_eq!((loaded.counter(Counter::Defended), loaded.counter(Counter::Claims)), (1, 1_000));
+    let record = loaded.record(SLOT);
+    assert!((before..clocks().0).contains(&record.defended_ns), "by the boot clock, not by the jiffy");
+    assert_eq!(record.moves_ns, [record.defended_ns, 0, 0, 0, 0, 0, 0, 0]);
+    let defended: Vec<bool> =
+        loaded.events().iter().map(|event| event.flags & Event::DEFENDED != 0).collect();
+    assert!(defended[0] && !defended[1..].contains(&true));
+
+    age(&mut loaded, 9);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS, "the interval is 10 s");
+    age(&mut loaded, 1);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::TX);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS);
 }
 
 #[test]
-fn the_defence_leaves_from_the_conflicting_frame_itself() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let addresses = settled(&node, 400, &[]);
-    let events = node.events();
-    let tap = net.tap(0);
-    let (alive, still) = addresses.split_at(200);
-    let with_daemon = claim_all(&net, node.host, alive, 1);
-    node.freeze();
-    let without = claim_all(&net, node.host, still, 1);
-    node.signal(libc::SIGCONT);
-    for (what, took) in [("daemon alive", &with_daemon), ("daemon standing still", &without)] {
-        let at = |percent: usize| took[(took.len() - 1) * percent / 100];
-        println!("claim to defence, {what}: p50 {:?}, p99 {:?}, longest {:?}", at(50), at(99), at(100));
-        // Microseconds; the bounds are for two cores with other tests on them.
-        assert!(at(50) < ms(1), "p50 with the {what}: {:?}", at(50));
-        assert!(at(99) < ms(50), "p99 with the {what}: {:?}", at(99));
+fn of_two_cpus_that_see_claims_at_the_same_moment_one_defends() {
+    const ROUNDS: usize = 300;
+    const CLAIMS: usize = 20;
+    let row = row(Kind::ClaimByReplyForm, "hold, armed");
+    let mut loaded = enter(&row);
+    for round in 0..ROUNDS {
+        beat(&mut loaded);
+        let mut expected = [0; 4];
+        (expected[PASS], expected[TX]) = (2 * CLAIMS - 1, 1);
+        assert_eq!(on_two_cpus(&loaded, &row.frame, CLAIMS), expected, "round {round}");
+        age(&mut loaded, 10);
     }
-
-    // Each is a broadcast announcement in request form, and one event.
-    let mut left = addresses.len();
-    let seen = events.collect_until("an event for each", Duration::from_secs(20), |event| {
-        left -= usize::from(event["event"] == "defended");
-        left == 0
-    });
-    for event in seen.iter().filter(|event| event.json["event"] == "defended") {
-        assert_eq!(event.json["claimant"], stranger(1).to_string());
-        assert_eq!(event.json["own_mac"], node.host.mac.to_string());
-    }
-    let wire = node.settled(&tap);
-    for &address in &addresses {
-        let on_the_wire = defences(&wire, address, node.host.mac);
-        assert_eq!(on_the_wire.len(), 1, "{address} was defended by {on_the_wire:#?}");
-    }
-    let all: Vec<Captured> =
-        addresses.iter().flat_map(|address| defences(&wire, *address, node.host.mac)).collect();
-    for frame in decode(&all) {
-        assert_eq!((frame.operation.as_str(), frame.destination.as_str()), ("1", "ff:ff:ff:ff:ff:ff"));
-        assert_eq!(frame.source, node.host.mac.to_string());
-        assert_eq!(frame.sender_ip, frame.target_ip);
-        assert_eq!(frame.is, ["gratuitous", "announcement"]);
-    }
-    // No more events came than frames have left, and the counters say the same.
-    node.cli(&["watch", "10.7.0.150", "--iface", "eth0"]).expect(0);
-    let late = events.collect_until("the watched address", ms(5_000), |event| event["to"] == "watched");
-    assert_eq!(names(&late, "defended"), 0);
-    let status = node.status();
-    let counted: u64 = status["addresses"]
-        .as_array()
-        .expect("addresses")
-        .iter()
-        .filter_map(|entry| entry["counters"]["defences"].as_u64())
-        .sum();
-    assert_eq!(counted, 400);
-    assert_eq!(status["counters"]["defended"], 400, "{}", status["counters"]);
+    assert_eq!(loaded.counter(Counter::Defended), ROUNDS as u64);
+    assert_eq!(loaded.record(SLOT).claims, (ROUNDS * 2 * CLAIMS) as u64);
 }
 
 #[test]
-fn third_hosts_that_believed_the_claim_are_ours_again_at_once() {
-    let net = Net::new(3);
-    let node = Node::start(net.host(0));
-    let address = settled(&node, 1, &[])[0];
-    let third = net.host(2);
-    third.ns.ip("route add 10.8.0.0/16 dev eth0");
-    learn(&third.ns, address, node.host.mac);
-    node.freeze();
-    net.host(1).wire().send(&bytes(&announcement(stranger(1), address)));
-    wait_for_neighbour(&third.ns, address, node.host.mac, ms(1_000));
-}
-
-#[test]
-fn a_defence_never_leaves_in_another_vlan() {
-    let net = Net::cable();
-    let node = Node::start(net.host(0));
-    let addresses = settled(&node, 2, &[]);
-    let tap = net.tap(0);
-    for vlan in [5, 6] {
-        let mut tagged = announcement(stranger(1), addresses[0]);
-        tagged.vlan = Vlan { outer: vlan, inner: 0 };
-        tap.send(&bytes(&tagged));
-        let seen = quiet(node.host, &tap);
-        assert_eq!(
-            defences(&seen, addresses[0], node.host.mac),
-            [],
-            "a claim in VLAN {vlan} is none of ours"
-        );
+fn of_two_conflicts_at_the_same_moment_one_is_the_second() {
+    const ROUNDS: usize = 300;
+    let row = row(Kind::ClaimByRequestForm, "once, armed");
+    let mut loaded = enter(&row);
+    for round in 0..ROUNDS {
+        loaded.enter(&row.world);
+        // The first is defended, the second makes the address fall, and a request for it stays here.
+        let mut expected = [0; 4];
+        (expected[TX], expected[DROP]) = (1, 1);
+        assert_eq!(on_two_cpus(&loaded, &row.frame, 1), expected, "round {round}");
+        assert_eq!(loaded.record(SLOT).fallen, MARK, "round {round}");
+        let mut flags: Vec<u8> = loaded.events().iter().map(|event| event.flags).collect();
+        flags.sort_unstable();
+        assert!(flags.iter().any(|flags| flags & Event::DEFENDED != 0), "round {round}: {flags:?}");
+        assert!(flags.iter().any(|flags| flags & Event::FELL != 0), "round {round}: {flags:?}");
     }
-    assert_eq!(node.counter(addresses[0], "claims"), 0);
-    // VID 0 with priority 5 names no VLAN (IEEE 802.1Q §6.9), and the defence keeps the tag.
-    let mut tagged = bytes(&announcement(stranger(1), addresses[1]));
-    tagged.splice(12..12, [0x81, 0x00, 0xa0, 0x00]);
-    tap.send(&tagged);
-    let seen = defences(&quiet(node.host, &tap), addresses[1], node.host.mac);
-    assert_eq!(seen.len(), 1, "{seen:#?}");
-    assert_eq!(seen[0].bytes[12..16], [0x81, 0x00, 0xa0, 0x00]);
-    // An untagged one is defended without a tag.
-    let seen = claim(node.host, &tap, addresses[0], 1);
-    assert_eq!(seen.len(), 1);
-    assert_eq!(seen[0].bytes[12..14], [0x08, 0x06]);
 }
 
 #[test]
-fn claims_on_two_processors_get_one_defence_in_an_interval_whoever_sends_it() {
-    let net = Net::without_peer_programs(3);
-    // In generic mode the program runs on the processor of whoever sends.
-    let node = Node::start_with(net.host(0), GENERIC);
-    let address = settled(&node, 1, &[])[0];
-    let events = node.events();
-    let tap = net.tap(0);
-    let end = Instant::now() + Duration::from_millis(11_500);
-    std::thread::scope(|scope| {
-        for (number, host) in [1, 2].map(|host| net.host(host)).into_iter().enumerate() {
-            scope.spawn(move || {
-                stay_on(number);
-                let wire = host.wire();
-                let mut claimant = 0_u16;
-                while Instant::now() < end {
-                    let number = u16::try_from(number).expect("0 or 1");
-                    wire.send(&bytes(&announcement(
-                        stranger(0x1000 + 0x1000 * number + claimant % 50),
-                        address,
-                    )));
-                    claimant = claimant.wrapping_add(1);
-                    if claimant.is_multiple_of(64) {
-                        // Some 30,000 claims a second from each, and what it sends is not kept.
-                        wire.drain();
-                        std::thread::sleep(ms(2));
+fn the_move_budget_is_kept_over_its_window() {
+    let row = row(Kind::ClaimByReplyForm, "hold, armed");
+    let mut loaded = enter(&row);
+    let mut port = row.world.port.expect("the row has a port");
+    (port.moves, port.moves_window_s) = (2, 28);
+    loaded.put_port(golden::PORT_INDEX, port);
+    let mut defends = |seconds_later| {
+        age(&mut loaded, seconds_later);
+        loaded.run(&row.frame).action == xdp_action::TX
+    };
+    assert!(defends(0) && defends(16), "two moves");
+    assert!(!defends(11), "no third within 28 s of the first");
+    assert!(defends(2), "29 s after the first");
+    assert!(!defends(11), "24 s after the second");
+    assert!(defends(5), "29 s after the second");
+}
+
+#[test]
+fn a_claim_that_is_defended_is_reported_beyond_all_bounds() {
+    let row = row(Kind::ClaimByReplyForm, "hold, not armed");
+    let mut loaded = enter(&row);
+    let claimed_by = |host: u32| {
+        let mut frame = row.frame.clone();
+        let [a, b, c, d] = host.to_be_bytes();
+        frame[22..28].copy_from_slice(&[2, 1, a, b, c, d]);
+        frame
+    };
+    for host in 0..2 * CLAIMANTS_PER_MINUTE {
+        for _ in 0..2 * REPEATS_PER_SECOND {
+            loaded.run(&claimed_by(host));
+        }
+    }
+    for host in [0, 2 * CLAIMANTS_PER_MINUTE] {
+        loaded.events();
+        beat(&mut loaded);
+        let frame = claimed_by(host);
+        assert_eq!(loaded.run(&frame).action, xdp_action::TX);
+        let events = loaded.events();
+        let [event] = events[..] else { panic!("one event: {events:?}") };
+        assert_eq!(event.flags & Event::DEFENDED, Event::DEFENDED);
+        assert_eq!(event.claimant, frame[22..28], "and says by whom");
+        age(&mut loaded, 10);
+    }
+}
+
+#[test]
+fn an_address_that_has_fallen_is_silent_in_every_way_until_it_is_claimed_anew() {
+    let row = row(Kind::ClaimByRequestForm, "yield");
+    let mut loaded = enter(&row);
+    beat(&mut loaded);
+    let request = plain(Kind::Request, State::Online).frame;
+    let leaving = guard::rows().into_iter().find(|row| row.kind == guard::Kind::Asking).expect("there").frame;
+    assert_eq!(loaded.run(&request).action, xdp_action::TX);
+    assert_eq!(loaded.run_guard(&leaving, None), tc_action::UNSPEC);
+
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::DROP, "Linux would answer it");
+    assert_eq!(loaded.record(SLOT).fallen, MARK);
+    let flags: Vec<u8> = loaded.events().iter().map(|event| event.flags).collect();
+    assert_eq!(flags, [Event::OWNER_CHANGED | Event::FELL]);
+    for _ in 0..3 {
+        assert_eq!(loaded.run(&request).action, xdp_action::DROP);
+        assert_eq!(loaded.run(&row.frame).action, xdp_action::DROP);
+        assert_eq!(loaded.run_guard(&leaving, None), tc_action::SHOT);
+    }
+    assert_eq!(loaded.counter(Counter::Defended), 0);
+    assert!(loaded.events().iter().all(|event| event.flags & Event::FELL == 0), "it falls once");
+
+    let mac = MacAddr::new(OUR_MAC);
+    let flags = StateWord::LOCAL | Policy::Hold.flags();
+    set_word(&mut loaded, &row, StateWord::new(mac, State::Announcing, flags, GENERATION + 1));
+    assert_eq!(loaded.run(&request).action, xdp_action::TX, "another generation is another claim");
+    assert_eq!(loaded.run_guard(&leaving, None), tc_action::UNSPEC);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::TX, "which is defended by its own policy");
+}
+
+#[test]
+fn past_its_lease_an_address_is_neither_answered_nor_asked_in_the_name_of_nor_defended() {
+    let row = row(Kind::ClaimByReplyForm, "hold, armed");
+    let mut loaded = enter(&row);
+    let request = plain(Kind::Request, State::Online).frame;
+    let leaving = guard::rows().into_iter().find(|row| row.kind == guard::Kind::Asking).expect("there").frame;
+    let Managed { slot, value, .. } = row.world.addresses[0];
+    let until_ns = clocks().0 + 300_000_000;
+    loaded.set_slot(slot, Slot { lease_until_ns: until_ns, ..value });
+    let mut after = 0;
+    while after < 20 {
+        let before_ns = clocks().0;
+        let answered = loaded.run(&request).action == xdp_action::TX;
+        let after_ns = clocks().0;
+        // The program's clock may be a jiffy late; it is never early.
+        let late_ns = u64::try_from(JIFFY.as_nanos()).expect("short");
+        assert!(answered || after_ns > until_ns, "{} ns early", until_ns - after_ns);
+        assert!(!answered || before_ns <= until_ns + late_ns, "{} ns late", before_ns - until_ns);
+        after += u32::from(before_ns > until_ns + late_ns);
+    }
+    beat(&mut loaded);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS);
+    assert_eq!(loaded.record(SLOT).defended_ns, 0);
+    assert_eq!(loaded.run_guard(&leaving, None), tc_action::SHOT);
+}
+
+#[test]
+fn a_group_flips_all_its_addresses_in_one_store() {
+    let row = row(Kind::Request, "a group that answers");
+    let mut loaded = enter(&row);
+    let Managed { key, value, .. } = row.world.addresses[0];
+    let asked_for = |last: u8| {
+        let mut frame = row.frame.clone();
+        frame[38..42].copy_from_slice(&[198, 51, 100, last]);
+        frame
+    };
+    for last in 1..=20 {
+        let key = AddressKey { address: Ipv4::new([198, 51, 100, last]), ..key };
+        loaded.put(key, 100 + u32::from(last), value);
+    }
+    let mut all = |group| {
+        loaded.set_group(GROUP, group);
+        let mut actions: Vec<u32> = (1..=20).map(|last| loaded.run(&asked_for(last)).action).collect();
+        actions.dedup();
+        let [action] = actions[..] else { panic!("all of them alike: {actions:?}") };
+        action
+    };
+    let past = clocks().0 - SECOND_NS;
+    let stands = clocks().0 + 3_600 * SECOND_NS;
+    for _ in 0..2 {
+        assert_eq!(all(Group { word: Group::ANSWERS, lease_until_ns: 0 }), xdp_action::TX);
+        assert_eq!(all(Group { word: Group::SILENT, lease_until_ns: 0 }), xdp_action::DROP);
+        assert_eq!(all(Group { word: Group::ANSWERS, lease_until_ns: stands }), xdp_action::TX);
+        assert_eq!(all(Group { word: Group::ANSWERS, lease_until_ns: past }), xdp_action::DROP);
+        assert_eq!(all(Group { word: 7, lease_until_ns: 0 }), xdp_action::DROP, "an unknown word");
+    }
+    // A group that is not in the map.
+    loaded.set_slot(SLOT, Slot { group: u32::MAX, ..value });
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::DROP);
+}
+
+/// The untagged request of the golden table by another host.
+fn asked_by(frame: &[u8], host: u8) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let mac = [2, 2, 0, 0, 0, host];
+    frame[6..12].copy_from_slice(&mac);
+    frame[22..28].copy_from_slice(&mac);
+    frame[28..32].copy_from_slice(&[198, 51, 100, host]);
+    frame
+}
+
+/// The hosts that are remembered, in no order.
+fn remembered(loaded: &Loaded) -> Vec<u8> {
+    let askers = loaded.record(SLOT).askers;
+    let mut hosts: Vec<u8> =
+        askers.iter().filter(|asker| asker.seen_ns != 0).map(|asker| asker.address.octets()[3]).collect();
+    hosts.sort_unstable();
+    hosts
+}
+
+#[test]
+fn the_most_recent_askers_are_remembered_by_owner_and_watcher_alike() {
+    for state in [State::Online, State::Watched, State::Probing, State::Lost] {
+        let row = plain(Kind::Request, state);
+        let loaded = enter(&row);
+        for host in [10, 11, 12, 13, 10, 14] {
+            loaded.run(&asked_by(&row.frame, host));
+            thread::sleep(JIFFY);
+        }
+        assert_eq!(remembered(&loaded), [10, 12, 13, 14], "{state:?}");
+        let before = clocks().0;
+        loaded.run(&asked_by(&row.frame, 12));
+        let asker = asker(&loaded, 12);
+        assert!(asker.seen_ns + 10_000_000 > before, "{state:?}");
+        assert_eq!(asker.mac, MacAddr::new([2, 2, 0, 0, 0, 12]), "{state:?}");
+    }
+}
+
+fn asker(loaded: &Loaded, host: u8) -> Asker {
+    let of = |asker: &&Asker| asker.address == Ipv4::new([198, 51, 100, host]);
+    *loaded.record(SLOT).askers.iter().find(of).expect("remembered")
+}
+
+#[test]
+fn a_flood_of_askers_leaves_four_and_does_no_more() {
+    let row = plain(Kind::Request, State::Online);
+    let loaded = enter(&row);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 0..20 {
+                    for host in 1..=250 {
+                        let mut frame = asked_by(&row.frame, host);
+                        frame[31] = host.wrapping_add(round);
+                        frame[27] = frame[31];
+                        loaded.run(&frame);
                     }
                 }
             });
         }
-        let mut seen = Vec::new();
-        while Instant::now() < end {
-            seen.extend(tap.next(end).filter(|frame| sent_as(frame, address, node.host.mac)));
-        }
-        seen.extend(defences(&quiet(node.host, &tap), address, node.host.mac));
-        assert_eq!(seen.len(), 2, "{seen:#?}");
-        let gap = seen[1].boot_ns - seen[0].boot_ns;
-        // The program's clock may be one jiffy late, 10 ms at the coarsest tick that Linux knows.
-        assert!((9_990_000_000..11_000_000_000).contains(&gap), "defended again after {gap} ns");
     });
-    assert!(node.counter(address, "claims") > 1_000);
-    wait_for("both to be told", ms(5_000), || (node.counter(address, "defences") == 2).then_some(()));
-    node.cli(&["watch", "10.7.0.150", "--iface", "eth0"]).expect(0);
-    let seen = events.collect_until("the watched address", ms(10_000), |event| event["to"] == "watched");
-    assert_eq!(names(&seen, "defended"), 2);
-}
-
-/// Keeps this thread on a processor, if there are as many.
-fn stay_on(processor: usize) {
-    // SAFETY: all zeros is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is alive; processors beyond its size are ignored by the macro's bounds.
-    unsafe { libc::CPU_SET(processor % libc::CPU_SETSIZE as usize, &mut set) };
-    // SAFETY: pointer and length belong to the set. Where there is no such processor it stays where it is.
-    unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) };
-}
-
-#[test]
-fn a_daemon_that_stands_still_leaves_the_program_armed_for_thirty_seconds_or_its_lease() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let plain = settled(&node, 4, &[]);
-    let leased = ip(100);
-    node.online_with(100, &["--lease", "300"]);
-    let leased_again = ip(101);
-    node.online_with(101, &["--lease", "300"]);
-    node.wait_for_state(leased_again, "online", PLAN);
-    let (pins, tap) = (Pins::of(&node), net.tap(0));
-    node.freeze();
-    assert_eq!(claim(node.host, &tap, plain[0], 1).len(), 1, "the heartbeat is fresh");
-
-    let age = |seconds: u64| move |control: &mut Control| control.heartbeat_ns = boot_ns() - seconds * SECOND;
-    pins.change_control(age(20));
-    assert_eq!(claim(node.host, &tap, plain[1], 1).len(), 1, "the heartbeat is young enough");
-    pins.change_control(age(31));
-    assert_eq!(claim(node.host, &tap, plain[2], 1), [], "nobody has looked at the world for too long");
-    assert_eq!(ask(&net, 0, plain[2]).len(), 1, "but it is answered all the same");
-    assert_eq!(claim(node.host, &tap, leased, 1).len(), 1, "a lease is as good as a heartbeat");
-
-    // The machine has slept for a second since the daemon looked last.
-    pins.change_control(|control| {
-        control.heartbeat_ns = boot_ns();
-        control.slept_ns = control.slept_ns.wrapping_sub(SECOND);
-    });
-    assert_eq!(claim(node.host, &tap, plain[3], 1), [], "the machine has slept");
-    assert_eq!(claim(node.host, &tap, leased_again, 1), [], "the machine has slept, lease or not");
-
-    // The daemon looks, and the program is armed again.
-    node.signal(libc::SIGCONT);
-    let slept = |control: &Control| control.slept_ns;
-    let mut before = 0;
-    pins.change_control(|control| before = slept(control));
-    wait_for("a heartbeat", Duration::from_secs(15), || {
-        let mut now = 0;
-        pins.change_control(|control| now = slept(control));
-        (now != before).then_some(())
-    });
-    // Those that were not defended then are due now: by the daemon that was told of the claim, or by the program.
-    let seen = claim(node.host, &tap, plain[3], 2);
-    let defended = || node.counter(plain[3], "defences");
-    assert!(seen.len() == 1 || defended() == 1, "neither has defended: {seen:?}");
-}
-
-/// Kills the daemon, claims an address until it has fallen, and asserts that it is silent from that frame on, and `lost`
-/// when the next daemon looks.
-fn falls_without_a_daemon(policy: &str, arguments: &[&str], defended: &[usize]) {
-    let net = Net::new(2);
-    let mut node = Node::start_with(net.host(0), arguments);
-    let address = node.online_with(100, &["--defend", policy]);
-    node.wait_for_state(address, "online", PLAN);
-    let (pins, tap) = (Pins::of(&node), net.tap(0));
-    node.kill();
-    assert_eq!(ask(&net, 0, address).len(), 1, "answered without a daemon");
-    for (number, expected) in defended.iter().enumerate() {
-        assert!(!pins.has_fallen(address));
-        assert_eq!(claim(node.host, &tap, address, 1).len(), *expected, "claim {number}");
+    let askers = loaded.record(SLOT).askers;
+    for asker in askers {
+        assert_eq!(asker.mac.octets()[5], asker.address.octets()[3], "of one host: {asker:?}");
     }
-    assert!(pins.has_fallen(address));
-    assert!(has_address(&node.host.ns, address), "nobody is there to take it off");
-    assert_eq!(ask(&net, 0, address), [], "answered after it had fallen");
-    assert_eq!(speak_as(&net, 0, address), [], "spoken for after it had fallen");
-    assert_eq!(claim(node.host, &tap, address, 2), [], "defended after it had fallen");
-
-    tap.drain();
-    node.run(arguments);
-    node.wait_for_state(address, "lost", ms(5_000));
-    wait_for("the address to be gone", ms(5_000), || (!has_address(&node.host.ns, address)).then_some(()));
-    let entry = node.address(address).expect("listed");
-    assert_eq!(entry["owner"], stranger(2).to_string(), "{entry}");
-    let events = node.events();
-    let adopted = events.wait_for("the adoption", ms(5_000), |event| event["event"] == "adopted");
-    assert_eq!(adopted.json["address"], address.to_string());
-    let seen = node.settled(&tap);
-    let words: Vec<&Captured> = seen.iter().filter(|frame| sent_as(frame, address, node.host.mac)).collect();
-    assert!(words.is_empty(), "{words:#?}");
+    assert_eq!(loaded.counter(Counter::Answered), 2 * 20 * 250);
 }
 
 #[test]
-fn yield_gives_an_address_up_without_a_daemon() {
-    falls_without_a_daemon("yield", NATIVE, &[0]);
+fn an_asker_follows_once_it_asks_or_answers_us_by_unicast() {
+    let row = plain(Kind::Request, State::Online);
+    let mut loaded = enter(&row);
+    // A who-has of this host in the address's name makes it answer, with a reply to us alone.
+    let mut answer = plain(Kind::ReplyOfOthers, State::Online).frame;
+    answer[22..28].copy_from_slice(&STRANGER_MAC);
+    answer[28..32].copy_from_slice(&ASKER);
+    loaded.run(&answer);
+    assert_eq!(loaded.record(SLOT).askers, [Asker::default(); 4], "who never asked is not remembered");
+    let follows = |loaded: &Loaded| {
+        let [asker, ..] = loaded.record(SLOT).askers;
+        assert_eq!((asker.mac, asker.address), (MacAddr::new(STRANGER_MAC), Ipv4::new(ASKER)));
+        (asker.followed, asker.followed_ns)
+    };
+    loaded.run(&row.frame);
+    assert_eq!(follows(&loaded), (0, 0), "a broadcast request tells nothing of its cache");
+    let mut flooded = answer.clone();
+    flooded[..6].copy_from_slice(&golden::OTHER_MAC);
+    loaded.run(&flooded);
+    assert_eq!(follows(&loaded), (0, 0), "it answered somebody else");
+    loaded.run(&answer);
+    let (mark, first_ns) = follows(&loaded);
+    assert_eq!(mark, MARK);
+    assert_ne!(first_ns, 0);
+
+    thread::sleep(JIFFY);
+    let unicast = plain(Kind::RequestToOurMac, State::Online).frame;
+    loaded.run(&answer);
+    loaded.run(&unicast);
+    assert_eq!(follows(&loaded), (MARK, first_ns), "when it followed first is kept");
+
+    let word = |state, generation| StateWord::new(MacAddr::new(OUR_MAC), state, StateWord::LOCAL, generation);
+    set_word(&mut loaded, &row, word(State::Probing, GENERATION + 1));
+    loaded.run(&unicast);
+    assert_eq!(follows(&loaded), (MARK, first_ns), "nobody follows what may not answer");
+    set_word(&mut loaded, &row, word(State::Online, GENERATION + 1));
+    loaded.run(&unicast);
+    let (mark, second_ns) = follows(&loaded);
+    assert_eq!(mark, MARK + 1);
+    assert!(second_ns > first_ns);
 }
 
 #[test]
-fn once_gives_it_up_at_the_second_conflict_without_a_daemon() {
-    falls_without_a_daemon("once", NATIVE, &[1, 0]);
+fn this_host_is_not_an_asker_of_its_own() {
+    let row = plain(Kind::Request, State::Online);
+    let loaded = enter(&row);
+    for kind in [Kind::SiblingAsking, Kind::EchoOfPortAsking] {
+        loaded.run(&plain(kind, State::Online).frame);
+    }
+    let mut sibling_answers = plain(Kind::ReplyOfOthers, State::Online).frame;
+    sibling_answers[22..28].copy_from_slice(&SIBLING_MAC);
+    sibling_answers[28..32].copy_from_slice(&GATEWAY);
+    loaded.run(&sibling_answers);
+    assert_eq!(loaded.record(SLOT).askers, [Asker::default(); 4]);
 }
 
 #[test]
-fn yield_silences_the_address_from_the_very_frame_on() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let address = node.online_with(100, &["--defend", "yield"]);
-    node.wait_for_state(address, "online", PLAN);
-    let events = node.events();
-    node.freeze();
-    let tap = net.tap(0);
-    assert_eq!(claim(node.host, &tap, address, 1), []);
-    assert_eq!(ask(&net, 0, address), []);
-    assert_eq!(speak_as(&net, 0, address), []);
-    node.signal(libc::SIGCONT);
-    let lost = events.wait_for_state(address, "lost", ms(5_000));
-    assert_eq!(lost.json["reason"], "defend_policy", "{}", lost.json);
-    assert_told_once(&events, &node, address);
-    // A new claim has another generation: it is answered again.
-    node.online_with(100, &["--defend", "yield"]);
-    assert_eq!(ask(&net, 0, address).len(), 1);
-    assert!(!Pins::of(&node).has_fallen(address));
-}
-
-/// Asserts that no defence was told of.
-fn assert_told_once(events: &Events, node: &Node<'_>, address: Ipv4Addr) {
-    node.cli(&["watch", "10.7.0.150", "--iface", "eth0"]).expect(0);
-    let seen = events.collect_until("the watched address", ms(5_000), |event| event["to"] == "watched");
-    assert_eq!(names(&seen, "defended"), 0);
-    assert_eq!(node.counter(address, "defences"), 0);
+fn each_safety_is_what_makes_its_difference() {
+    let request = |state| plain(Kind::Request, state);
+    let asking = |name| {
+        guard::rows()
+            .into_iter()
+            .find(move |row| row.kind == guard::Kind::Asking && row.column.name == name && row.kept)
+    };
+    for omitted in [0, omit::GUARD, omit::SHIELD, omit::LEASE, omit::FALLEN] {
+        let mut loaded = Loaded::load_without(OBJECT, names::XDP, 0, omitted);
+        let mut action = |row: &Row| {
+            loaded.enter(&row.world);
+            let action = loaded.run(&row.frame).action;
+            assert_eq!(
+                loaded.counter(Counter::Shielded) == 1,
+                action != xdp_action::TX,
+                "counted all the same"
+            );
+            action
+        };
+        let pick = |without, there, otherwise| if omitted == without { there } else { otherwise };
+        let otherwise = pick(omit::SHIELD, xdp_action::PASS, xdp_action::DROP);
+        assert_eq!(action(&request(State::Yielding)), otherwise, "shield, without {omitted}");
+        let past = row(Kind::Request, "hold, armed, lease past");
+        assert_eq!(action(&past), pick(omit::LEASE, xdp_action::TX, otherwise), "lease, without {omitted}");
+        let group = row(Kind::Request, "a group whose lease is past");
+        assert_eq!(action(&group), pick(omit::LEASE, xdp_action::TX, otherwise), "lease, without {omitted}");
+        let fallen = row(Kind::Request, "fallen");
+        assert_eq!(action(&fallen), pick(omit::FALLEN, xdp_action::TX, otherwise), "fall, without {omitted}");
+        let leaving = asking("a silent group").expect("the table is complete");
+        loaded.enter(&leaving.world);
+        assert_eq!(
+            loaded.run_guard(&leaving.frame, leaving.beside),
+            if omitted == omit::GUARD { tc_action::UNSPEC } else { tc_action::SHOT },
+            "guard, without {omitted}"
+        );
+        assert_eq!(loaded.counter(Counter::Guarded), 1, "counted all the same");
+    }
 }
 
 #[test]
-fn an_immediate_claim_is_not_defended_as_long_as_it_may_be_rolled_back() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let events = node.events();
-    let tap = net.tap(0);
-    let address = node.online_with(100, &["--claim", "immediate"]);
-    assert_eq!(ask(&net, 0, address).len(), 1, "answered meanwhile");
-    tap.drain();
-    let claimed_ns = tap.send(&bytes(&announcement(stranger(1), address)));
-    events.wait_for("the roll-back", ms(5_000), |event| event["event"] == "rolled_back");
-    node.wait_for_state(address, "refused", ms(5_000));
-    let seen = node.settled(&tap);
-    let late: Vec<Captured> = defences(&seen, address, node.host.mac);
-    // A round of the plan may have crossed the claim; a defence would come behind it.
-    assert!(late.iter().all(|frame| frame.boot_ns < claimed_ns), "{late:#?}");
-    assert!(
-        seen.iter().any(|frame| sent_as(frame, address, stranger(1))
-            && frame.is_arp(|arp| { arp.operation == REQUEST && arp.source == node.host.mac })),
-        "the owner is announced again: {seen:#?}"
-    );
-    assert_eq!(node.counter(address, "defences"), 0);
+fn an_observed_port_changes_nothing_in_the_world() {
+    let row = row(Kind::ClaimByRequestForm, "hold, armed, observed");
+    let loaded = enter(&row);
+    for _ in 0..3 {
+        assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS);
+    }
+    let record = loaded.record(SLOT);
+    assert_eq!((record.claims, record.defended_ns, record.fallen), (3, 0, 0));
+    assert_eq!(loaded.run(&plain(Kind::Request, State::Online).frame).action, xdp_action::PASS);
+    assert_eq!(loaded.address_counters(SLOT).answered, 1, "it says what it would have done");
 }

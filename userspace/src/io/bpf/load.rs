@@ -50,6 +50,7 @@ impl Datapath {
                 false
             }
         };
+        pins.settle().map_err(LoadError::pins)?;
         let opened = Self::load(pins, log_level).and_then(|mut datapath| {
             let found = match adopting {
                 true => Found::Adopted(datapath.adopt()?),
@@ -76,6 +77,13 @@ impl Datapath {
         let level = log_level.min(5);
         let mut loader = EbpfLoader::new();
         loader.override_global(aya_log::LEVEL, &level, false);
+        #[cfg(feature = "omit")]
+        let left_out = match crate::omit::omission() {
+            Some(crate::omit::Omission::Program(bits)) => bits,
+            Some(crate::omit::Omission::Adoption) | None => 0,
+        };
+        #[cfg(feature = "omit")]
+        loader.override_global(names::OMIT, &left_out, true);
         for map in names::PINNED {
             loader.map_pin_path(map, pins.map(map));
         }
