@@ -73,6 +73,7 @@ impl Daemon {
                 }
             }
             Request::Offline { addresses, interface, watch } => {
+                self.forget_awaited(&addresses, interface.as_deref(), Verb::Offline { watch });
                 let addresses = if addresses.is_empty() {
                     // `--all` gives up what is ours or claimed; what is only watched stays so.
                     let mut all = self.addresses_where(|managed| managed.state() != State::Watched);
@@ -101,6 +102,7 @@ impl Daemon {
                 }
             }
             Request::Unwatch { addresses, interface } => {
+                self.forget_awaited(&addresses, interface.as_deref(), Verb::Unwatch);
                 self.on_managed(&client, &addresses, interface.as_deref(), Verb::Unwatch, |request, key| {
                     Input::Unwatch { request, key }
                 });

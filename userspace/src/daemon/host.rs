@@ -10,14 +10,13 @@ use arpwarden_common::{
     state::State,
 };
 use arpwarden_engine::{
-    Input, Interface, MonoTime,
+    Input, Interface, MonoTime, Reason,
     input::{Pace, Register},
 };
 use tracing::{info, warn};
 
-use super::{Carrier, Daemon, Stop, find_link};
+use super::{Carrier, Daemon, Stop, Verb, find_link};
 use crate::{
-    address::Cidr,
     cli,
     io::{
         bpf::{Mode, Presence},
@@ -35,13 +34,29 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// bonds take to learn the new one.
 const FORMER_MAC: Duration = Duration::from_secs(10);
 
-/// An address to be claimed when its interface is there again.
+/// How long it may take from the first address that goes with its interface until the interface itself is gone: one
+/// operation of the kernel's, and what the daemon has to read before.
+const GOING: Duration = Duration::from_secs(5);
+
+/// An address to be managed again when its interface is there again.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Awaited {
-    pub(super) cidr: Cidr,
-    pub(super) how: How,
-    /// Its lease goes on meanwhile.
-    pub(super) lease_until: Option<MonoTime>,
+    pub(super) address: Ipv4Addr,
+    pub(super) wanted: Wanted,
+}
+
+/// What was wanted of an address when its interface went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// To be ours.
+    Online {
+        prefix_length: u8,
+        how: How,
+        /// Its lease goes on meanwhile.
+        lease_until: Option<MonoTime>,
+    },
+    /// To be watched.
+    Watched,
 }
 
 impl Daemon {
@@ -201,20 +216,48 @@ impl Daemon {
 
     /// What is to be claimed again if the interface comes back.
     fn awaited_of(&self, index: u32) -> Vec<Awaited> {
-        let ours = self.engine.addresses().filter(|(key, managed)| {
-            key.interface == index
-                && key.vlan == Vlan::UNTAGGED
-                && (managed.state().may_answer() || managed.state() == State::Suspended)
-        });
-        ours.filter_map(|(key, managed)| {
-            let spec = managed.spec()?;
-            let how = self.notes.get(key).map(|notes| notes.how).unwrap_or_default();
-            let How { allow_flux, blackhole_ok, .. } = how;
-            let cidr = format!("{}/{}", key.address, spec.prefix_length).parse().ok()?;
-            let how = How { allow_flux, blackhole_ok, ..How::of(spec) };
-            Some(Awaited { cidr, how, lease_until: managed.lease_until() })
+        let here =
+            self.engine.addresses().filter(|(key, _)| key.interface == index && key.vlan == Vlan::UNTAGGED);
+        here.filter_map(|(key, managed)| {
+            // The kernel takes the addresses off before it says that the interface goes.
+            let taken_along = managed.state() == State::Lost
+                && managed.reason() == Reason::AddressRemoved
+                && clock::now().since(managed.since()) < GOING;
+            let wanted = match managed.state() {
+                State::Watched => Wanted::Watched,
+                State::Lost if !taken_along => return None,
+                State::Announcing | State::Online | State::Contested | State::Suspended | State::Lost => {
+                    let spec = managed.spec()?;
+                    let how = self.notes.get(key).map(|notes| notes.how).unwrap_or_default();
+                    let How { allow_flux, blackhole_ok, .. } = how;
+                    let how = How { allow_flux, blackhole_ok, ..How::of(spec) };
+                    let (prefix_length, lease_until) = (spec.prefix_length, managed.lease_until());
+                    Wanted::Online { prefix_length, how, lease_until }
+                }
+                State::Probing | State::Yielding | State::Refused => return None,
+            };
+            Some(Awaited { address: key.address.into(), wanted })
         })
         .collect()
+    }
+
+    /// Gives up, or watches no more, what is not there to be told so: otherwise it would be back with its interface.
+    /// No addresses: all that were to be ours.
+    pub(super) fn forget_awaited(&mut self, addresses: &[Ipv4Addr], interface: Option<&str>, verb: Verb) {
+        let named = |name: &str| interface.is_none_or(|only| only == name);
+        for (_, list) in self.awaited.iter_mut().filter(|(name, _)| named(name)) {
+            list.retain_mut(|Awaited { address, wanted }| {
+                let meant = addresses.is_empty() || addresses.contains(address);
+                match (verb, *wanted) {
+                    (Verb::Offline { watch }, Wanted::Online { .. }) if meant => {
+                        *wanted = Wanted::Watched;
+                        watch
+                    }
+                    (Verb::Unwatch, Wanted::Watched) => !meant,
+                    _ => true,
+                }
+            });
+        }
     }
 
     fn take_link(&mut self, link: Link) -> Result<(), Stop> {
@@ -301,18 +344,22 @@ impl Daemon {
         }
         self.journal.link("interface_returned", &link.name, None, None);
         let now = clock::now();
-        for Awaited { cidr, how, lease_until } in addresses {
+        for Awaited { address, wanted } in addresses {
+            let key = Self::key(link.index, address);
+            let request = self.new_request();
+            let Wanted::Online { prefix_length, how, lease_until } = wanted else {
+                self.tell(Input::Watch { request, key });
+                continue;
+            };
             let lease = match lease_until {
                 None => None,
                 Some(until) if until > now => Some(until.since(now)),
                 Some(_) => continue,
             };
-            let key = Self::key(link.index, cidr.address());
             self.notes.entry(key).or_default().how = how;
             // Its link may need a while; nobody waits for the answer.
             let how = How { wait_ms: cli::MAX_WAIT_MS, adopt: false, ..how };
-            let spec = arpwarden_engine::OnlineSpec { lease, ..how.spec(cidr.prefix_length()) };
-            let request = self.new_request();
+            let spec = arpwarden_engine::OnlineSpec { lease, ..how.spec(prefix_length) };
             self.tell(Input::Online { request, key, spec });
         }
     }

@@ -16,10 +16,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    COMMANDS, Carrier, Daemon, Ended, Signals, Stop, find_link, host::Awaited, registrar, remove_leftovers,
+    COMMANDS, Carrier, Daemon, Ended, Signals, Stop, find_link,
+    host::{Awaited, Wanted},
+    registrar, remove_leftovers,
 };
 use crate::{
-    address::Cidr,
     cli,
     events::Journal,
     exit::Exit,
@@ -301,10 +302,11 @@ impl Daemon {
             && !self.links.contains_key(&key.interface)
             && kept.word.may_answer()
             && let Some(claimed) = left.claimed(&key)
-            && let Ok(cidr) = format!("{}/{}", entry.address, claimed.prefix_length).parse::<Cidr>()
         {
             let lease_until = Some(MonoTime(kept.lease_until_ns)).filter(|until| until.0 != 0);
-            let awaited = Awaited { cidr, how: claimed.how, lease_until };
+            let (prefix_length, how) = (claimed.prefix_length, claimed.how);
+            let wanted = Wanted::Online { prefix_length, how, lease_until };
+            let awaited = Awaited { address: entry.address, wanted };
             self.awaited.entry(entry.interface.clone()).or_default().push(awaited);
         }
         if self.datapath.store(&key, StateWord::VACANT).is_err() {
