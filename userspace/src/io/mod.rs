@@ -64,7 +64,7 @@ mod own_network {
         true
     }
 
-    /// [`with`], and a mount namespace of its own, in which a BPF file system may be mounted.
+    /// [`with`], and a mount namespace of its own, in which no BPF file system is mounted yet.
     pub(super) fn with_mounts(links: &[&str]) -> bool {
         if !with(links) {
             return false;
@@ -74,6 +74,8 @@ mod own_network {
         assert_eq!(unshared, 0, "{}", io::Error::last_os_error());
         let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).unwrap();
+        // Hides the host's, so that what a test pins goes with its thread however that ends.
+        mount(Some("tmpfs"), "/sys/fs/bpf", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         true
     }
 
