@@ -183,9 +183,9 @@ pub const MOVES: usize = 8;
 ///
 /// The counts are exact (atomic) and never go down. `defended_ns` is exact as well: whoever defends, program or
 /// daemon, exchanges it first. The rest is kept without locks. While something leads to the slot, user space writes
-/// nothing here but `defended_ns` and, having exchanged that, `moves_ns`. Before it gives the slot to another address
-/// it clears all of it: what is told of one address (that it has fallen, who asked for it, when it was defended) must
-/// not be believed of the next.
+/// nothing here but `defended_ns` and, having exchanged that, `moves_ns`; and `flood_told` when it starts and has
+/// told. Before it gives the slot to another address it clears all of it: what is told of one address (that it has
+/// fallen, who asked for it, when it was defended) must not be believed of the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Record {

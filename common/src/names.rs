@@ -16,7 +16,7 @@ pub const SLOTS: &str = "SLOTS";
 pub const RECORDS: &str = "RECORDS";
 /// Per-CPU array: slot number → [`crate::abi::AddressCounters`]. Only the program writes it.
 pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
-/// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. Only the program writes it.
+/// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. The program writes it; a daemon that starts says what it has told.
 pub const CLAIMANTS: &str = "CLAIMANTS";
 /// Array of [`crate::abi::PortPlace`], where the ports are by their index.
 pub const PORTS: &str = "PORTS";

@@ -3,9 +3,12 @@
 //!
 //! Everything panics instead of returning errors: it runs in tests only.
 
+pub mod asks;
+pub mod flood;
 pub mod kernel;
 pub mod netns;
 pub mod node;
+pub mod pins;
 pub mod prog_run;
 pub mod tools;
 pub mod wire;

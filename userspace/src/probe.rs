@@ -13,7 +13,7 @@ use arpwarden_common::{
 };
 use arpwarden_engine::{
     Action, Answer, Engine, Input, Interface, OnlineSpec, RequestId,
-    input::{Claim, Claimant, Defend, Pace, Sighting, SightingKind},
+    input::{Claim, Claimant, Defend, OnRemoved, Pace, Register, Sighting, SightingKind},
 };
 
 use crate::{
@@ -90,6 +90,8 @@ impl Question {
             count: 1,
             repeat: false,
             owner_changed: false,
+            defended: false,
+            fell: false,
             at: clock::now(),
         })
     }
@@ -122,6 +124,9 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         defend: Defend::Yield,
         wait: std::time::Duration::ZERO,
         adopt: false,
+        lease: None,
+        register: Register::Address,
+        on_removed: OnRemoved::Restore,
     };
     let port = Port::accepting(mac, link.index);
     let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
@@ -137,7 +142,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
     let mut engine = Engine::new();
-    let interface = Interface { mac, pace: Pace::Plain, moves: None };
+    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true };
     engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
     engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
     loop {
@@ -163,7 +168,11 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
                     return Ok(Exit::Done);
                 }
                 Action::Answer { answer, .. } => return ended(arguments, &answer),
-                Action::Event(_) | Action::Remove { .. } | Action::Deregister { .. } => None,
+                Action::Event(_)
+                | Action::Remove { .. }
+                | Action::Deregister { .. }
+                | Action::Lease { .. }
+                | Action::Remember { .. } => None,
             };
             if let Some(outcome) = outcome {
                 engine.handle(clock::now(), outcome, &mut KernelDice);
