@@ -227,10 +227,11 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
             Outcome::Unmanaged
         };
     };
-    if form == Form::Probe && !nonsense {
-        if let Some(sighting) = probe(frame, port, tables, &target) {
-            witness.saw(sighting);
-        }
+    if form == Form::Probe
+        && !nonsense
+        && let Some(sighting) = probe(frame, port, tables, &target)
+    {
+        witness.saw(sighting);
     }
     let to_us = ours(frame.destination, port, &target);
     let asks = form == Form::Request && !nonsense;

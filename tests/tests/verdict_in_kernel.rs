@@ -388,8 +388,7 @@ fn said(level: u8) -> Vec<&'static str> {
         assert!(has("arpwarden"), "the target");
         let words = ["claim", "fight", "yield", "answered", "shielded", "kept in"];
         // "claimant" is in all messages about conflicts; their first word is a field of its own.
-        let word = words.into_iter().rev().find(|word| has(word)).expect("one of these");
-        word
+        words.into_iter().rev().find(|word| has(word)).expect("one of these")
     };
     loaded.messages().iter().map(word).collect()
 }

@@ -176,6 +176,7 @@ const fn is_tag(ethertype: u16) -> bool {
 }
 
 /// Bytes within which an ARP packet ends that is [read](parse) at all: behind two tags.
+#[expect(clippy::cast_possible_truncation, reason = "50")]
 pub const READ_LEN: u32 = (EthernetHeader::LEN + 2 * VlanTag::LEN + ArpPacket::LEN) as u32;
 
 /// Whether ARP may follow behind an Ethernet header with this type.
