@@ -109,11 +109,7 @@ pub fn react(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        abi::Group,
-        net::MacAddr,
-        state::State,
-    };
+    use crate::{abi::Group, net::MacAddr, state::State};
 
     const SECOND: u64 = 1_000_000_000;
     const NOW: u64 = 1_000 * SECOND;

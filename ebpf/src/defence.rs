@@ -44,9 +44,8 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
     let earlier =
         || unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) };
     // SAFETY: a field of a valid aligned map value.
-    let spent = || {
-        defence::spent(allowed, moves_window_s, |n| unsafe { a_move(record, n).read_volatile() }, now_ns)
-    };
+    let spent =
+        || defence::spent(allowed, moves_window_s, |n| unsafe { a_move(record, n).read_volatile() }, now_ns);
     let reaction = defence::react(word, armed, earlier, defended_ns, spent, now_ns);
     match reaction {
         Reaction::Nothing => {}
