@@ -80,8 +80,8 @@ const TABLE: [(Kind, &str, bool); 23] = [
     (Kind::NotArp, "other traffic", false),
     (
         Kind::BehindTwoMoreTags,
-        "behind the tags of the row there are more: another VLAN, or other traffic",
-        false,
+        "tags that name no VLAN: ARP behind two tags is looked at, behind more it is other traffic",
+        true,
     ),
     (Kind::BehindThreeMoreTags, "ARP behind more than two tags is other traffic", false),
 ];
@@ -117,8 +117,8 @@ fn recipe(kind: Kind) -> Recipe {
         Kind::WrongHardwareLength => Recipe { hardware_len: 8, ..asking },
         Kind::WrongProtocolLength => Recipe { protocol_len: 16, ..asking },
         Kind::NotArp => Recipe { ethertype: [0x08, 0x00], ..asking },
-        Kind::BehindTwoMoreTags => Recipe { more_tags: &[[0x81, 0x00, 0x00, 0x64]; 2], ..asking },
-        Kind::BehindThreeMoreTags => Recipe { more_tags: &[[0x81, 0x00, 0x00, 0x64]; 3], ..asking },
+        Kind::BehindTwoMoreTags => Recipe { more_tags: &[[0x81, 0x00, 0xa0, 0x00]; 2], ..asking },
+        Kind::BehindThreeMoreTags => Recipe { more_tags: &[[0x81, 0x00, 0xa0, 0x00]; 3], ..asking },
     }
 }
 
@@ -167,6 +167,7 @@ pub fn rows() -> Vec<Row> {
                 let (wire_tags, frame_vlan, address_vlan) = tags.parts();
                 let flags = if kind == Kind::InactivePort { 0 } else { Port::ACCEPT };
                 let port = (kind != Kind::UnknownPort).then_some(flags);
+                let readable = wire_tags.len() + recipe(kind).more_tags.len() <= 2;
                 let row = |beside, tags_within: &[[u8; 4]]| Row {
                     kind,
                     column,
@@ -176,7 +177,7 @@ pub fn rows() -> Vec<Row> {
                     frame: recipe(kind).bytes(tags_within),
                     world: world(port, column, address_vlan),
                     // In another VLAN the address is not managed.
-                    kept: looked_at && kept[n] && frame_vlan == address_vlan,
+                    kept: looked_at && readable && kept[n] && frame_vlan == address_vlan,
                 };
                 rows.push(row(None, wire_tags));
                 if let [first, within @ ..] = wire_tags {
