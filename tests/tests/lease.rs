@@ -144,6 +144,8 @@ fn the_lease_of_a_stopped_daemon_ends_and_it_notices_when_it_goes_on() {
     let expired = events.wait_for("the end", ms(3_000), |event| event["event"] == "lease_expired");
     assert_eq!(expired.json["address"], address.to_string());
     is_suspended(&node, address);
+    // The kernel was not even asked: the guard would have kept its answers in.
+    assert!(node.counter(address, "shielded") > 0);
 }
 
 #[test]
