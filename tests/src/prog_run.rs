@@ -369,15 +369,16 @@ pub fn ns_per_frame(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> f64 {
 pub struct Repeater<'a> {
     frame: &'a [u8],
     restorer: OwnedFd,
+    /// The kernel empties it when nobody has it open.
+    _chain: ProgramArray,
 }
 
 impl<'a> Repeater<'a> {
     /// For this program and frame.
     pub fn new(program: BorrowedFd<'_>, frame: &'a [u8]) -> Self {
-        // The loaded program keeps the map that leads to the other one.
         let chain = ProgramArray::of(program);
         let restorer = load_instructions("restore_frame", &restorer(frame, &chain));
-        Self { frame, restorer }
+        Self { frame, restorer, _chain: chain }
     }
 
     /// So many times, on this CPU.

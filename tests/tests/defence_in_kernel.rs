@@ -2,7 +2,10 @@
 //! CPUs, what a fall leaves behind, what is remembered of askers, and what each safety is for.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -81,13 +84,19 @@ fn beat(loaded: &mut Loaded) {
     loaded.set_control(Control { layout: 0, heartbeat_ns, slept_ns });
 }
 
-/// Keeps this thread on one CPU.
+/// Held by the test whose threads are first in line: two such would wait for each other.
+static BOTH_CPUS: Mutex<()> = Mutex::new(());
+
+/// Keeps this thread on one CPU, and before all others there for its few milliseconds: on a busy machine two threads
+/// hardly ever run at the same moment.
 fn stay_on(cpu: usize) {
-    // SAFETY: a set of CPUs is plain bits; it is written here and read by the kernel within its own size.
+    let first = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a set of CPUs is plain bits; it and the parameters are read by the kernel within their own sizes.
     let done = unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+            | libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first)
     };
     assert_eq!(done, 0, "CPU {cpu}: {}", std::io::Error::last_os_error());
 }
@@ -146,8 +155,10 @@ fn a_storm_of_claims_is_defended_once_in_an_interval() {
 #[test]
 fn of_two_cpus_that_see_claims_at_the_moment_when_one_is_due_one_defends() {
     const ROUNDS: u64 = 100;
+    let _both = BOTH_CPUS.lock().unwrap_or_else(PoisonError::into_inner);
     let row = row(Kind::ClaimByReplyForm, "hold, armed");
     let mut loaded = enter(&row);
+    let storms = [0, 1].map(|cpu| (cpu, Repeater::new(loaded.fd(), &row.frame)));
     for round in 1..=ROUNDS {
         beat(&mut loaded);
         // Both are in the middle of a storm of claims, some 100 ns apart, when the interval is over.
@@ -155,14 +166,13 @@ fn of_two_cpus_that_see_claims_at_the_moment_when_one_is_due_one_defends() {
         let record = loaded.record(SLOT);
         loaded.set_record(SLOT, Record { defended_ns: due_ns - 10 * SECOND_NS, ..record });
         thread::scope(|scope| {
-            for cpu in 0..2 {
-                let (loaded, frame) = (&loaded, &row.frame);
+            for (cpu, claims) in &storms {
                 scope.spawn(move || {
-                    stay_on(cpu);
-                    let claims = Repeater::new(loaded.fd(), frame);
+                    stay_on(*cpu);
                     while clocks().0 < due_ns + 1_000_000 {
-                        claims.run(1_000);
+                        claims.run(5_000);
                     }
+                    claims.run(1);
                 });
             }
         });
@@ -176,6 +186,7 @@ fn of_two_cpus_that_see_claims_at_the_moment_when_one_is_due_one_defends() {
 #[test]
 fn of_two_conflicts_at_the_same_moment_one_is_the_second() {
     const ROUNDS: usize = 300;
+    let _both = BOTH_CPUS.lock().unwrap_or_else(PoisonError::into_inner);
     let row = row(Kind::ClaimByRequestForm, "once, armed");
     let mut loaded = enter(&row);
     for round in 0..ROUNDS {
