@@ -217,7 +217,7 @@ pub struct Record {
     pub conflict: u64,
     /// CLOCK_BOOTTIME in nanoseconds of the latest defence; 0 for none. Exchanged by whoever defends.
     pub defended_ns: u64,
-    /// Times of the latest defences. The one who exchanged `defended_ns` writes its time over the oldest of them
+    /// Times of the latest defences, the latest first. The one who exchanged `defended_ns` moves them on by a place
     /// before DEFEND_INTERVAL is over, so nobody else is there.
     pub moves_ns: [u64; MOVES],
     /// What was reported lately.

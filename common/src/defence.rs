@@ -2,7 +2,7 @@
 //! the program brings what it has read and exchanged, and performs what comes of it.
 
 use crate::{
-    abi::Control,
+    abi::{Control, MOVES},
     state::{Policy, StateWord},
     verdict::Standing,
 };
@@ -56,33 +56,16 @@ pub const fn due(defended_ns: u64, now_ns: u64) -> bool {
     defended_ns == 0 || now_ns.saturating_sub(defended_ns) >= INTERVAL_NS
 }
 
-/// Whether a budget of `moves` in `window_s` seconds ([`crate::abi::Port::moves`]; 0 for none) forbids a defence at
-/// `now_ns` (CLOCK_BOOTTIME), the latest ones being `moves_ns`.
+/// Whether a budget of `moves` in `window_s` seconds ([`crate::abi::Port::moves`]; 0 for none, at most [`MOVES`]) forbids
+/// a defence at `now_ns` (CLOCK_BOOTTIME). `move_ns` reads the time of a latest defence, the latest being 0: as many
+/// defences as are allowed were made within the window if the first of them was, so one look is enough.
 #[inline(always)]
-pub fn spent(moves: u32, window_s: u32, moves_ns: impl Iterator<Item = u64>, now_ns: u64) -> bool {
+pub fn spent(moves: u32, window_s: u32, move_ns: impl FnOnce(usize) -> u64, now_ns: u64) -> bool {
     if moves == 0 {
         return false;
     }
-    let window_ns = window_s as u64 * 1_000_000_000;
-    let mut within = 0;
-    for move_ns in moves_ns {
-        if move_ns != 0 && now_ns.saturating_sub(move_ns) < window_ns {
-            within += 1;
-        }
-    }
-    within >= moves
-}
-
-/// The place of the oldest of `moves_ns`, which the next one is written over.
-#[inline(always)]
-pub fn oldest(moves_ns: impl Iterator<Item = u64>) -> usize {
-    let mut oldest = (0, u64::MAX);
-    for (place, move_ns) in moves_ns.enumerate() {
-        if move_ns < oldest.1 {
-            oldest = (place, move_ns);
-        }
-    }
-    oldest.0
+    let first = move_ns((moves as usize - 1).min(MOVES - 1));
+    first != 0 && now_ns.saturating_sub(first) < window_s as u64 * 1_000_000_000
 }
 
 /// A conflict at `now_ns` (CLOCK_BOOTTIME) over an address with this word, as [`crate::abi::Record::conflict`] has it:
@@ -126,11 +109,7 @@ pub fn react(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        abi::{Group, MOVES},
-        net::MacAddr,
-        state::State,
-    };
+    use crate::{abi::Group, net::MacAddr, state::State};
 
     const SECOND: u64 = 1_000_000_000;
     const NOW: u64 = 1_000 * SECOND;
@@ -192,22 +171,11 @@ mod tests {
             (1, 1, true),
             (8, u32::MAX, false),
         ] {
-            assert_eq!(spent(allowed, window_s, moves.into_iter(), NOW), expected, "{allowed}/{window_s}s");
+            assert_eq!(spent(allowed, window_s, |n| moves[n], NOW), expected, "{allowed}/{window_s}s");
         }
         let all: [u64; MOVES] = std::array::from_fn(|n| NOW - n as u64 * SECOND);
-        assert!(spent(8, 180, all.into_iter(), NOW));
-    }
-
-    #[test]
-    fn a_move_is_written_over_the_oldest() {
-        let mut moves = [0; MOVES];
-        for n in 1..=20 {
-            let place = oldest(moves.into_iter());
-            assert!(n <= 8 || moves[place] == n - 8);
-            moves[place] = n;
-        }
-        moves.sort_unstable();
-        assert_eq!(moves, [13, 14, 15, 16, 17, 18, 19, 20]);
+        assert!(spent(8, 180, |n| all[n], NOW));
+        assert!(spent(u32::MAX, 180, |n| all[n], NOW), "more than are remembered");
     }
 
     #[test]

@@ -1247,13 +1247,14 @@ mod tests {
             let armed = defence::armed(&world.standing(&managed), &control, clocks);
             let there = &mut world.in_slot(claimed.place).record;
             let earlier = || std::mem::replace(&mut there.conflict, defence::conflict(claimed.word, NOW));
-            let spent = || defence::spent(port.moves, port.moves_window_s, record.moves_ns.into_iter(), NOW);
+            let spent = || defence::spent(port.moves, port.moves_window_s, |n| record.moves_ns[n], NOW);
             let reaction = defence::react(claimed.word, armed, earlier, record.defended_ns, spent, NOW);
             match reaction {
                 Reaction::Nothing => {}
                 Reaction::Defend => {
                     there.defended_ns = NOW;
-                    there.moves_ns[defence::oldest(record.moves_ns.into_iter())] = NOW;
+                    there.moves_ns.rotate_right(1);
+                    there.moves_ns[0] = NOW;
                 }
                 Reaction::Fall => there.fallen = claimed.word.mark(),
             }

@@ -43,7 +43,9 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
     // SAFETY: a field of a valid aligned map value.
     let earlier =
         || unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) };
-    let spent = || defence::spent(allowed, moves_window_s, moves(record), now_ns);
+    // SAFETY: a field of a valid aligned map value.
+    let spent =
+        || defence::spent(allowed, moves_window_s, |n| unsafe { a_move(record, n).read_volatile() }, now_ns);
     let reaction = defence::react(word, armed, earlier, defended_ns, spent, now_ns);
     match reaction {
         Reaction::Nothing => {}
@@ -53,9 +55,13 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
                 // Another CPU, or the daemon, has defended meanwhile.
                 return Reaction::Nothing;
             }
-            let oldest = defence::oldest(moves(record));
             // SAFETY: as above; the exchange gave the moves to this CPU for the interval.
-            unsafe { a_move(record, oldest).write_volatile(now_ns) };
+            unsafe {
+                for place in (1..MOVES).rev() {
+                    a_move(record, place).write_volatile(a_move(record, place - 1).read_volatile());
+                }
+                a_move(record, 0).write_volatile(now_ns);
+            }
         }
         Reaction::Fall => {
             // SAFETY: a field of a valid aligned map value; CPUs that race write the same.
@@ -63,13 +69,6 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
         }
     }
     reaction
-}
-
-/// The times of the latest defences.
-#[inline(always)]
-fn moves(record: *mut Record) -> impl Iterator<Item = u64> {
-    // SAFETY: the places are within the array, which is in a valid aligned map value; each is read once.
-    (0..MOVES).map(move |place| unsafe { a_move(record, place).read_volatile() })
 }
 
 /// The time in a place, which is less than [`MOVES`].

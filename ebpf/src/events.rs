@@ -7,7 +7,7 @@ use arpwarden_common::{
     report::{self, Admission},
     state::StateWord,
     verdict::Sighting,
-    wire::arp::{Frame, Parsed, parse},
+    wire::arp::{Frame, Parsed},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
 use aya_log_ebpf::info;
@@ -55,12 +55,21 @@ impl What {
         Self(kind as u32 | (flags as u32) << 8 | (contested as u32) << 16)
     }
 
+    /// As it was put through [`maps::forgotten`].
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it was no wider")]
+    const fn of(bits: u64) -> Self {
+        Self(bits as u32)
+    }
+
     #[inline(always)]
     fn kind(self) -> EventKind {
         if self.0 & 0xff == EventKind::Claim as u32 {
             EventKind::Claim
         } else if self.0 & 0xff == EventKind::Probe as u32 {
             EventKind::Probe
+        } else if self.0 & 0xff == EventKind::Flood as u32 {
+            EventKind::Flood
         } else {
             EventKind::Echo
         }
@@ -70,6 +79,19 @@ impl What {
     #[expect(clippy::cast_possible_truncation, reason = "these eight bits are meant")]
     const fn flags(self) -> u8 {
         (self.0 >> 8) as u8
+    }
+
+    /// The word for it in a message. Words of one length, found without a branch, spare the verifier a walk each.
+    #[inline(always)]
+    fn word(self) -> &'static str {
+        const WORDS: &[u8; 9 * LEN] = b"otherclaimprobeotherfloodfightotherotheryield";
+        const LEN: usize = 5;
+        const _: () = assert!(Event::DEFENDED == 1 << 3 && Event::FELL == 1 << 4);
+        // A claim that was met has a word of its own: 1 + 4 is "fight", 1 + 7 is "yield".
+        let number = (self.0 & 7) + (self.0 >> 11 & 1) * 4 + (self.0 >> 12 & 1) * 7;
+        let at = number.min(8) as usize * LEN;
+        // SAFETY: any part of an ASCII text is one.
+        unsafe { core::str::from_utf8_unchecked(&WORDS[at..at + LEN]) }
     }
 
     #[inline(always)]
@@ -83,7 +105,8 @@ impl What {
 /// and two frames have to fit.
 #[inline(never)]
 fn report_of(packet: &Packet, slot: u32, record: *mut Record, word: StateWord, what: What) {
-    let (Parsed::Arp(frame), Some(port)) = (parse(packet), maps::port(packet.ingress())) else { return };
+    let Some(what) = maps::forgotten(what.0.into()).map(What::of) else { return };
+    let (Parsed::Arp(frame), Some(port)) = (packet.read(), maps::port(packet.ingress())) else { return };
     let now_ns = maps::now_ns();
     let kind = what.kind();
     let owner_changed = write_down(record, kind, frame.sender_mac, now_ns);
@@ -188,7 +211,10 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
     // SAFETY: a counter in a valid aligned map value.
     unsafe { atomic::add_one(total) };
     if let Some((kind, flags)) = event {
-        send(ctx, total, told, facts, kind, flags);
+        let Some(what) = maps::forgotten(What::new(kind, flags, false).0.into()).map(What::of) else {
+            return;
+        };
+        send(ctx, total, told, facts, what);
     }
 }
 
@@ -207,7 +233,7 @@ fn remember(key: &ClaimantKey, now_ns: u64) -> bool {
     clippy::cast_possible_truncation,
     reason = "an operation is 1 or 2, or `parse` would have refused it"
 )]
-fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, kind: EventKind, flags: u8) {
+fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, what: What) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return stats::count(Counter::EventsLost) };
     // SAFETY: both point into valid aligned map values. Each is read and written once; CPUs that race may tell
     // the same frames twice, the totals stay right.
@@ -227,30 +253,25 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
         address: frame.concerns(),
         claimant: frame.sender_mac.octets(),
         ethernet_source: frame.source.octets(),
-        kind: kind as u8,
+        kind: what.0 as u8,
         form: frame.form() as u8,
         operation: frame.operation as u8,
-        flags,
+        flags: what.flags(),
         generation: word.generation(),
         state: word.state_number(),
         pad: 0,
         pad_end: 0,
     });
     entry.submit(0);
-    // As often as events, so as bounded as they are. Words of one length spare the verifier a loop.
-    let what = match kind {
-        EventKind::Claim if flags & Event::DEFENDED != 0 => "fight",
-        EventKind::Claim if flags & Event::FELL != 0 => "yield",
-        EventKind::Claim => "claim",
-        EventKind::Probe => "probe",
-        EventKind::Flood => "flood",
-        EventKind::Echo => return,
-    };
+    if what.0 & 0xff == EventKind::Echo as u32 {
+        return;
+    }
+    // As often as events, so as bounded as they are.
     info!(
         ctx,
         target: "arpwarden",
         "{} address={:i} claimant={:mac} ethernet_source={:mac}",
-        what,
+        what.word(),
         frame.concerns().octets(),
         frame.sender_mac.octets(),
         frame.source.octets()

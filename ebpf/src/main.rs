@@ -19,7 +19,7 @@ use arpwarden_common::{
     abi::{self, Port, omit},
     defence::Reaction,
     verdict::{Asking, Outcome, Sighting, Witness, verdict},
-    wire::arp::{Frame, Parsed, parse},
+    wire::arp::{Frame, Parsed},
 };
 use aya_ebpf::{
     Global,
@@ -70,7 +70,7 @@ fn omits(safety: u32) -> bool {
 
 #[inline(always)]
 fn respond(mut packet: Packet) -> u32 {
-    let frame = match parse(&packet) {
+    let frame = match packet.read() {
         Parsed::NotArp => return XDP_PASS,
         Parsed::Truncated => return pass(Outcome::Truncated),
         Parsed::BadHeader => return pass(Outcome::BadHeader),

@@ -82,6 +82,22 @@ const fn joined(first: u64, second: u64, bits: u32) -> u64 {
 struct Tick {
     jiffy: u64,
     boot_ns: u64,
+    /// For [`forgotten`]: in a cache line that is in use anyway.
+    through: u64,
+}
+
+/// The value, of which the verifier has forgotten what it knew. It walks the rest of the program once for each thing that
+/// it knows of a value which is still to be used, and that one look-up is worth a walk.
+#[inline(always)]
+pub(crate) fn forgotten(value: u64) -> Option<u64> {
+    let tick = CLOCK.get_ptr_mut(0)?;
+    // SAFETY: an aligned field of this CPU's own value; a program that runs on a CPU is not interrupted there by another
+    // run of itself.
+    unsafe {
+        let through = &raw mut (*tick).through;
+        through.write_volatile(value);
+        Some(through.read_volatile())
+    }
 }
 
 /// The port whose interface has this index.
@@ -196,6 +212,7 @@ impl Tables for Maps {
 
 /// What the slot says, if it is that of `key`.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "put together a line before")]
 fn entry(slot: u32, key: &AddressKey) -> Option<Entry<Place>> {
     let record = RECORDS.get_ptr_mut(slot)?;
     let place = SLOTS.get_ptr(slot)?;
@@ -212,10 +229,13 @@ fn entry(slot: u32, key: &AddressKey) -> Option<Entry<Place>> {
     if (AddressKey { interface, vlan, address }) != *key || standing.word == StateWord::VACANT {
         return None;
     }
+    // However it was found and decided, what follows is the same.
+    let may_answer = standing.may_answer(|| unless_omitted(now_ns()));
+    let decided = forgotten(u64::from(slot) | u64::from(may_answer) << 32)?;
     Some(Entry {
-        place: Place { slot, record },
+        place: Place { slot: decided as u32, record },
         word: standing.word,
-        may_answer: standing.may_answer(|| unless_omitted(now_ns())),
+        may_answer: decided >> 32 != 0,
     })
 }
 

@@ -22,7 +22,7 @@ use crate::{
 
 /// How long a daemon may take to load, attach and listen. Loading takes some 50 ms on an idle machine; the
 /// bound is for two cores with eight tests on them.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(40);
 
 /// The program under test: beside the test executable's folder.
 ///

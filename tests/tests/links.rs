@@ -103,14 +103,13 @@ fn a_lost_carrier_suspends_as_well() {
     a_link_that_is_down_suspends(at_the_other_end);
 }
 
-fn a_short_break_is_announced(cut: Cut) {
+fn a_short_break_is_announced(flap: impl FnOnce(&Net)) {
     let net = Net::new(2);
     let (node, address) = settled(&net, NATIVE);
     let client = net.host(1);
     learn(&client.ns, address, stranger(1));
     let (events, tap) = (node.events(), net.tap(0));
-    cut(&net, false);
-    cut(&net, true);
+    flap(&net);
     step(&events, address, "suspended", "link_down");
     step(&events, address, "announcing", "link_up");
     let wanted = |frame: &Captured| {
@@ -122,7 +121,7 @@ fn a_short_break_is_announced(cut: Cut) {
         wanted(frame) && frame.boot_ns > first.boot_ns + 50_000_000
     });
     let gap = (second.boot_ns - first.boot_ns) / 1_000_000;
-    assert!((95..400).contains(&gap), "announced again after {gap} ms");
+    assert!((80..400).contains(&gap), "announced again after {gap} ms");
     // A bridge port that has just come up loses the first one; the second arrives.
     wait_for_neighbour(&client.ns, address, node.host.mac, ms(2_000));
     assert_eq!(ask(&net, 0, address).len(), 1);
@@ -136,12 +135,13 @@ fn a_short_break_is_announced(cut: Cut) {
 
 #[test]
 fn a_link_that_is_up_again_within_half_a_second_is_announced_at_once_and_once_more() {
-    a_short_break_is_announced(by_the_administrator);
+    a_short_break_is_announced(|net| net.host(0).ns.ip("link set eth0 down\nlink set eth0 up"));
 }
 
 #[test]
 fn a_carrier_that_is_back_within_half_a_second_is_announced_at_once_and_once_more() {
-    a_short_break_is_announced(at_the_other_end);
+    // So short that the kernel's link watch may find it over.
+    a_short_break_is_announced(|net| net.bridge().ip("link set p0 down\nlink set p0 up"));
 }
 
 /// Takes the link down for longer than half a second.
@@ -577,7 +577,7 @@ fn changes_beyond_what_the_netlink_socket_holds_are_read_anew() {
     node.freeze();
     // The watch has room for a change of each of 16,384 addresses twice over; a link's take more of it.
     let mut lines: String =
-        (0..12_000).map(|n| format!("link set b7 alias a-name-that-is-number-{n}\n")).collect();
+        (0..8_000).map(|n| format!("link set b7 alias number-{n}-{}\n", "x".repeat(200))).collect();
     // What matters comes when there is no more room.
     let new = mac("02:cc:00:00:00:08");
     lines += &format!(
@@ -585,12 +585,13 @@ fn changes_beyond_what_the_netlink_socket_holds_are_read_anew() {
     );
     node.host.ns.ip(&lines);
     node.signal(libc::SIGCONT);
-    let resync = events.wait_for("the resync", Duration::from_secs(15), |event| event["event"] == "resync");
-    assert_eq!(resync.json["reason"], "netlink_overrun");
     let mut left = vec!["mac_changed", "address_removed", "address_restored", "address_added"];
-    events.collect_until("all that has changed", SOON, |event| {
+    let mut overrun = false;
+    // On a busy machine the daemon may stand still for so long that it looks around for that as well.
+    events.collect_until("the overrun and all that has changed", Duration::from_secs(30), |event| {
+        overrun |= event["event"] == "resync" && event["reason"] == "netlink_overrun";
         left.retain(|name| event["event"] != *name);
-        left.is_empty()
+        overrun && left.is_empty()
     });
     assert!(has_address(&node.host.ns, address));
     wait_for_neighbour_of(&net, address, new);

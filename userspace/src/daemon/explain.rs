@@ -72,7 +72,18 @@ impl Daemon {
                 "{asked} is passed to the kernel: the program is missing from {name}; 'online … --attach-now' or a \
                  restart puts it back"
             ),
-            _ => format!(
+            Outcome::Shielded { .. }
+            | Outcome::Answered { .. }
+            | Outcome::Truncated
+            | Outcome::BadHeader
+            | Outcome::BadSender
+            | Outcome::Gratuitous
+            | Outcome::Reply
+            | Outcome::OtherDestination
+            | Outcome::NotAnswering
+            | Outcome::Unmanaged
+            | Outcome::InactivePort
+            | Outcome::Defended { .. } => format!(
                 "{asked} is passed to the kernel, which has no such address: {}",
                 self.why_silent(key, managed, now)
             ),

@@ -297,6 +297,13 @@ impl Daemon {
             let (event, reason) =
                 (if link.carries() { "link_up" } else { "link_down" }, ours.then_some("attaching"));
             self.journal.link(event, &link.name, None, reason);
+        } else if before.carrier_losses != link.carrier_losses && link.carries() && !ours {
+            self.journal.link("link_down", &link.name, None, None);
+            if let Some(mac) = before.mac {
+                let interface = self.interface(mac, false);
+                self.tell(Input::Interface { index, interface });
+            }
+            self.journal.link("link_up", &link.name, None, None);
         }
         if before.mac != link.mac
             && let Some(mac) = link.mac

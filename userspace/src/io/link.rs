@@ -42,6 +42,9 @@ pub struct Link {
     pub running: bool,
     /// Has a carrier (IFF_LOWER_UP).
     pub carrier: bool,
+    /// How often it has lost its carrier (IFLA_CARRIER_DOWN_COUNT): one that is back before the kernel's link watch gets
+    /// round to saying so shows nowhere else.
+    pub carrier_losses: u32,
     /// Does without ARP (IFF_NOARP).
     pub noarp: bool,
     /// The loopback interface (IFF_LOOPBACK).
@@ -92,6 +95,7 @@ impl Link {
                 LinkAttribute::Address(bytes) => link.mac = mac(bytes),
                 LinkAttribute::PermAddress(bytes) => link.permanent_mac = mac(bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::CarrierDownCount(count) => link.carrier_losses = *count,
                 LinkAttribute::Controller(index) => link.master = Some(*index).filter(|index| *index != 0),
                 LinkAttribute::Link(index) => link.parent = Some(*index).filter(|index| *index != 0),
                 LinkAttribute::LinkNetNsId(id) => link.link_netns = Some(*id),

@@ -12,7 +12,7 @@
 use std::{
     error::Error,
     fmt,
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
     path::{Path, PathBuf},
@@ -130,9 +130,15 @@ impl Pins {
             if !self.directory.starts_with(BPFFS) {
                 return Err(PinsError::NotBpffs { directory: self.directory.clone() });
             }
-            // As bpftool does it.
-            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-                .map_err(|errno| PinsError::Mount { source: errno.into() })?;
+            let failed = |source| PinsError::Mount { source };
+            // Two daemons that start at the same moment would mount it one over the other.
+            let place = File::open(BPFFS).map_err(failed)?;
+            place.lock().map_err(failed)?;
+            if !is_bpffs(&self.existing()) {
+                // As bpftool does it.
+                mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+                    .map_err(|errno| failed(errno.into()))?;
+            }
         }
         for directory in [self.maps(), self.links(), self.programs()] {
             DirBuilder::new()

@@ -191,9 +191,10 @@ impl SharedRecord {
         }
         // Whoever exchanged `defended_ns` is alone here until the interval is over.
         let moves = &self.words[Self::MOVES..Self::MOVES + MOVES];
-        if let Some(oldest) = moves.iter().min_by_key(|at| at.load(Ordering::Relaxed)) {
-            oldest.store(now_ns, Ordering::Release);
+        for (later, earlier) in moves.iter().zip(&moves[1..]).rev() {
+            earlier.store(later.load(Ordering::Relaxed), Ordering::Release);
         }
+        moves[0].store(now_ns, Ordering::Release);
         true
     }
 }
