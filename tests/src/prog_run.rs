@@ -358,12 +358,33 @@ fn per_cpu<T: Pod>(value: T) -> PerCpuValues<T> {
 /// # Panics
 /// If the kernel refuses, or the program does not end each run as the first one.
 pub fn ns_per_frame(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> f64 {
-    let chain = ProgramArray::of(program);
-    let restorer = load_instructions("restore_frame", &restorer(frame, &chain));
-    let (action, _) = test_run(restorer.as_fd(), frame, 1);
-    let (last_action, total) = test_run(restorer.as_fd(), frame, repeat);
+    let repeater = Repeater::new(program, frame);
+    let (action, _) = test_run(repeater.restorer.as_fd(), frame, 1);
+    let (last_action, total) = test_run(repeater.restorer.as_fd(), frame, repeat);
     assert_eq!(action, last_action, "the last of {repeat} frames fared differently from the first");
     total
+}
+
+/// Runs a program on the same frame as fast as it goes, as [`ns_per_frame`] does.
+pub struct Repeater<'a> {
+    frame: &'a [u8],
+    restorer: OwnedFd,
+    /// The kernel empties it when nobody has it open.
+    _chain: ProgramArray,
+}
+
+impl<'a> Repeater<'a> {
+    /// For this program and frame.
+    pub fn new(program: BorrowedFd<'_>, frame: &'a [u8]) -> Self {
+        let chain = ProgramArray::of(program);
+        let restorer = load_instructions("restore_frame", &restorer(frame, &chain));
+        Self { frame, restorer, _chain: chain }
+    }
+
+    /// So many times, on this CPU.
+    pub fn run(&self, repeat: u32) {
+        test_run(self.restorer.as_fd(), self.frame, repeat);
+    }
 }
 
 /// A program that passes everything.
