@@ -126,7 +126,6 @@ fn on_two_cpus(loaded: &Loaded, frame: &[u8], times: usize) -> [usize; 4] {
 }
 
 const DROP: usize = xdp_action::DROP as usize;
-const PASS: usize = xdp_action::PASS as usize;
 const TX: usize = xdp_action::TX as usize;
 
 #[test]
