@@ -23,8 +23,6 @@ const VLAN_TYPE_VALID: u32 = 1 << 6;
 #[derive(Debug)]
 pub struct Wire {
     socket: OwnedFd,
-    /// CLOCK_REALTIME minus CLOCK_BOOTTIME in nanoseconds.
-    boot_offset: u64,
 }
 
 /// A frame as it was on the wire.
@@ -127,8 +125,7 @@ impl Wire {
             )
         };
         assert_eq!(joined, 0, "promiscuous {interface}: {}", io::Error::last_os_error());
-        let boot_offset = clock(libc::CLOCK_REALTIME) - clock(libc::CLOCK_BOOTTIME);
-        let wire = Self { socket, boot_offset };
+        let wire = Self { socket };
         wire.drain();
         wire
     }
@@ -249,7 +246,9 @@ impl Wire {
             header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
         }
         let outgoing = from.sll_pkttype == libc::PACKET_OUTGOING;
-        Some(Captured { bytes, boot_ns: real_ns - self.boot_offset, outgoing })
+        // Taken anew for each frame: the real-time clock is steered, by milliseconds in an hour.
+        let boot_offset = clock(libc::CLOCK_REALTIME) - clock(libc::CLOCK_BOOTTIME);
+        Some(Captured { bytes, boot_ns: real_ns - boot_offset, outgoing })
     }
 }
 
