@@ -3,6 +3,7 @@
 //!
 //! Everything panics instead of returning errors: it runs in tests only.
 
+pub mod chaos;
 pub mod checker;
 pub mod kernel;
 pub mod netns;
