@@ -136,10 +136,18 @@ impl Wire {
     /// If the kernel does not take it.
     pub fn send(&self, frame: &[u8]) -> u64 {
         let before = boot_ns();
+        self.try_send(frame).unwrap_or_else(|error| panic!("sending a frame: {error}"));
+        before
+    }
+
+    /// Sends a frame as it is.
+    ///
+    /// # Errors
+    /// The kernel does not take it; ENOBUFS if a program on the way out of the interface drops it.
+    pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: pointer and length belong to `frame`.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-        assert_eq!(sent, frame.len().cast_signed(), "sending a frame: {}", io::Error::last_os_error());
-        before
+        if sent == frame.len().cast_signed() { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// The next frame, waited for until `deadline`.

@@ -348,6 +348,7 @@ impl<'net> Stage<'net> {
 
     /// Starts the node's daemon and waits until it listens.
     fn start(&mut self, node: usize) {
+        self.set_all_perhaps(node);
         self.nodes[node].run(&RUN);
         self.events[node] = Some(self.nodes[node].events());
         self.books.started(node);
@@ -571,6 +572,7 @@ impl<'net> Stage<'net> {
                 self.right(node, address, Right::May, "its daemon hears of a flap");
             }
         }
+        self.set_all_perhaps(node);
         self.nodes[node].signal(libc::SIGCONT);
         self.model.nodes[node].daemon = Daemon::Running;
         if flapped {
@@ -680,6 +682,7 @@ impl<'net> Stage<'net> {
         Ok(())
     }
 
+    /// It may defend what it has, or not: it is about to look at the world.
     fn set_all_perhaps(&mut self, node: usize) {
         for address in self.model.held(node) {
             self.checker.judge.set_duty(node, ip_of(address), boot_ns(), Duty::Perhaps);
@@ -897,7 +900,8 @@ impl<'net> Stage<'net> {
         let maps = Maps::of(&self.nodes[node].instance);
         let before = maps.total(Counter::Guarded);
         for frame in &frames {
-            wire.send(&bytes(frame));
+            // The guard drops it, and the kernel says so; whether it does is what the wire and the counter tell.
+            drop(wire.try_send(&bytes(frame)));
         }
         self.settle()?;
         let guarded = maps.total(Counter::Guarded) - before;
