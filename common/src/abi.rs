@@ -88,6 +88,8 @@ impl Group {
     pub const SILENT: u64 = 0;
     /// Its addresses answer as their own words say.
     pub const ANSWERS: u64 = 1;
+    /// What an address in no group is treated as being in. A group whose place is not in the map is silent.
+    pub const NONE: Self = Self { word: Self::ANSWERS, lease_until_ns: 0 };
 }
 
 /// What user space says of itself and of the clock; the only value of [`crate::names::CONTROL`].
@@ -160,12 +162,14 @@ pub struct Asker {
     pub mac: MacAddr,
     /// Its address.
     pub address: Ipv4,
-    /// Generation of the state word, plus 256, under which it was found to follow us; 0 for none. It follows if it
-    /// asks us by unicast for the address, or answers what we asked it in the address's name.
+    /// [`crate::state::StateWord::mark`] of the word under which it was found to follow us; 0 for none. It follows if
+    /// it asks us by unicast for the address while that may answer, or answers what we asked it in the address's
+    /// name.
     pub followed: u32,
     /// CLOCK_BOOTTIME in nanoseconds at which it asked last, at most one jiffy early.
     pub seen_ns: u64,
-    /// CLOCK_BOOTTIME in nanoseconds at which it was found to follow for the first time under that generation.
+    /// CLOCK_BOOTTIME in nanoseconds at which it was found to follow for the first time under that word, at most one
+    /// jiffy early.
     pub followed_ns: u64,
 }
 const _: () = assert!(size_of::<Asker>() == 32);
@@ -178,13 +182,15 @@ pub const MOVES: usize = 8;
 /// What the program knows of an address; value of [`crate::names::RECORDS`].
 ///
 /// The counts are exact (atomic) and never go down. `defended_ns` is exact as well: whoever defends, program or
-/// daemon, exchanges it first. The rest is kept without locks. User space writes nothing here but `defended_ns`
-/// and, having exchanged that, `moves_ns`.
+/// daemon, exchanges it first. The rest is kept without locks. While something leads to the slot, user space writes
+/// nothing here but `defended_ns` and, having exchanged that, `moves_ns`. Before it gives the slot to another address
+/// it clears all of it: what is told of one address (that it has fallen, who asked for it, when it was defended) must
+/// not be believed of the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Record {
-    /// Generation of the state word that the program itself has given up, plus 256; 0 for none. Equal generations
-    /// mean that the address may not answer.
+    /// [`crate::state::StateWord::mark`] of the word under which the program itself has given the address up; 0 for
+    /// none. Under a word with that mark it may not answer.
     pub fallen: u32,
     /// Always 0.
     pub pad: u32,
@@ -206,8 +212,8 @@ pub struct Record {
     pub flood_told: u64,
     /// Frames that the guard kept in.
     pub guarded: u64,
-    /// The latest conflict: CLOCK_BOOTTIME in nanoseconds with its lowest byte replaced by the generation of the
-    /// state word. Exchanged, so that of two conflicts one is the second. 0 for none.
+    /// The latest conflict under the policy `once`: [`crate::defence::conflict`]. Exchanged, so that of two conflicts
+    /// one is the second. 0 for none.
     pub conflict: u64,
     /// CLOCK_BOOTTIME in nanoseconds of the latest defence; 0 for none. Exchanged by whoever defends.
     pub defended_ns: u64,
@@ -309,7 +315,8 @@ const _: () = assert!(size_of::<Port>() == 24);
 impl Port {
     /// Flag: frames of this port are acted on. Clear on an inactive bond member.
     pub const ACCEPT: u32 = 1;
-    /// Flag: everything is decided, counted and reported, and every frame passes as it was.
+    /// Flag: everything is decided, counted and reported, and every frame passes as it was, in and out. Conflicts
+    /// are left to user space: the program cannot have defended what it does not answer for.
     pub const OBSERVE: u32 = 2;
     /// No port.
     pub const VACANT: Self = Self { mac: MacAddr::ZERO, interface: 0, flags: 0, moves: 0, moves_window_s: 0 };
@@ -346,6 +353,19 @@ impl PortPlace {
         let mask = MAX_PORTS - 1;
         [index & mask, (index + 1) & mask, (index + 2) & mask, (index + 3) & mask]
     }
+}
+
+/// Safeties that [`crate::names::OMIT`] leaves out, so that tests can show what each of them is for. No daemon that is
+/// shipped sets any.
+pub mod omit {
+    /// The guard lets everything out.
+    pub const GUARD: u32 = 1 << 0;
+    /// The shield lets requests through to the kernel.
+    pub const SHIELD: u32 = 1 << 1;
+    /// Leases stand for ever, as far as the program is concerned.
+    pub const LEASE: u32 = 1 << 2;
+    /// An address that the program has given up goes on answering.
+    pub const FALLEN: u32 = 1 << 3;
 }
 
 /// What an [`Event`] reports. The numbers are part of the layout.

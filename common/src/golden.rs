@@ -5,10 +5,10 @@
 //! What is expected is written down here and built byte by byte; nothing in this file calls the code under test.
 
 use crate::{
-    abi::{AddressKey, Counter, Event, EventKind, Port},
+    abi::{AddressKey, Asker, Control, Counter, Event, EventKind, Group, Port, Record, Slot},
     net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
-    state::{State, StateWord},
-    verdict::{Entry, Tables},
+    state::{Policy, State, StateWord},
+    verdict::{Entry, Standing, Tables},
     wire::arp::Form,
 };
 
@@ -106,30 +106,150 @@ pub enum Kind {
     BehindThreeTags,
 }
 
-/// States of [`ADDRESS`], one for each column of the table.
+/// States of [`ADDRESS`] and what stands around it, one for each column of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Column {
+    /// What the columns are about that go beyond state, `local` and the address's own lease; else empty.
+    pub name: &'static str,
     /// State; `None` where neither address is managed.
     pub state: Option<State>,
     /// Whether the address is configured in this network namespace.
     pub local: bool,
     /// The lease: 0 for none; else one that is past, or will never be.
     pub lease_until_ns: u64,
+    /// What its group says, if it is in one.
+    pub group: Option<Group>,
+    /// Generation under which it has fallen.
+    pub fallen: Option<u8>,
+    /// Policy in its state word.
+    pub policy: Policy,
+    /// How many seconds ago the daemon was heard, if ever.
+    heard: Option<u64>,
+    /// Whether the machine has slept since.
+    slept: bool,
+    /// How many seconds ago it was defended, latest first.
+    defended: &'static [u64],
+    /// How many seconds ago it was challenged, and under which generation.
+    challenged: Option<(u64, u8)>,
+    /// Whether its port has a [budget of moves](BUDGET).
+    budget: bool,
+    /// Whether its port is only observed.
+    pub observed: bool,
 }
 
 const PAST: u64 = 1;
 const STANDS: u64 = u64::MAX;
-/// The time in [`World`]: later than [`PAST`], as any kernel's clock is.
-const NOW: u64 = 1_000_000_000;
+/// The time in a [`World`]. All others are relative to it, but for leases, which are past or will never be.
+pub const NOW: u64 = 1_000 * SECOND_NS;
+const SECOND_NS: u64 = 1_000_000_000;
+/// How far a world's past goes back, in nanoseconds.
+pub const PAST_NS: u64 = 31 * SECOND_NS;
+/// How long the machine has slept since it booted, at [`NOW`].
+pub const SLEPT_NS: u64 = 7 * SECOND_NS;
+/// Moves, and seconds.
+const BUDGET: (u32, u32) = (3, 20);
+/// The group of [`ADDRESS`] where it has one.
+pub const GROUP: u32 = 3;
+const SILENT: u64 = Group::SILENT;
+const ANSWERS: u64 = Group::ANSWERS;
 
-const fn column(state: State, local: bool, lease_until_ns: u64) -> Column {
-    Column { state: Some(state), local, lease_until_ns }
+/// Builds the columns; each method adds one thing.
+impl Column {
+    const fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
+    const fn in_group(self, word: u64, lease_until_ns: u64) -> Self {
+        Self { group: Some(Group { word, lease_until_ns }), ..self }
+    }
+
+    const fn fallen(self, generation: u8) -> Self {
+        Self { fallen: Some(generation), ..self }
+    }
+
+    const fn policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    const fn armed(self) -> Self {
+        self.heard(1)
+    }
+
+    const fn heard(self, seconds_ago: u64) -> Self {
+        Self { heard: Some(seconds_ago), ..self }
+    }
+
+    const fn slept(self) -> Self {
+        Self { slept: true, ..self }
+    }
+
+    const fn defended(self, seconds_ago: &'static [u64]) -> Self {
+        Self { defended: seconds_ago, ..self }
+    }
+
+    const fn budget(self) -> Self {
+        Self { budget: true, ..self }
+    }
+
+    const fn challenged(self, seconds_ago: u64, generation: u8) -> Self {
+        Self { challenged: Some((seconds_ago, generation)), ..self }
+    }
+
+    const fn observed(self) -> Self {
+        Self { observed: true, ..self }
+    }
+
+    /// What the program remembers of the address.
+    fn record(&self) -> Record {
+        let ago = |seconds: u64| NOW - seconds * SECOND_NS;
+        let mut record = Record {
+            fallen: self.fallen.map_or(0, |generation| 256 + u32::from(generation)),
+            conflict: self
+                .challenged
+                .map_or(0, |(seconds, generation)| ago(seconds) & !0xff | u64::from(generation)),
+            defended_ns: self.defended.first().map_or(0, |seconds| ago(*seconds)),
+            ..Record::default()
+        };
+        for (place, seconds) in record.moves_ns.iter_mut().zip(self.defended) {
+            *place = ago(*seconds);
+        }
+        record
+    }
 }
 
+const UNMANAGED: Column = Column {
+    name: "",
+    state: None,
+    local: false,
+    lease_until_ns: 0,
+    group: None,
+    fallen: None,
+    policy: Policy::Leave,
+    heard: None,
+    slept: false,
+    defended: &[],
+    challenged: None,
+    budget: false,
+    observed: false,
+};
+
+const fn column(state: State, local: bool, lease_until_ns: u64) -> Column {
+    Column { state: Some(state), local, lease_until_ns, ..UNMANAGED }
+}
+
+const fn online(local: bool) -> Column {
+    column(State::Online, local, 0)
+}
+
+/// How many columns are about state, `local` and the address's own lease alone, and how many have a name.
+const PLAIN: usize = 27;
+const NAMED: usize = COLUMNS.len() - PLAIN;
+
 /// The columns, in the order of the table, whose head names them by letters: an `l` says local, `+` a lease that
-/// stands, `-` one that is past.
-pub const COLUMNS: [Column; 27] = [
-    Column { state: None, local: false, lease_until_ns: 0 },
+/// stands, `-` one that is past. Behind them stand those that have a name.
+#[rustfmt::skip]
+pub const COLUMNS: [Column; 64] = [
+    UNMANAGED,
     column(State::Watched, false, 0),
     column(State::Watched, true, 0),
     column(State::Probing, false, 0),
@@ -156,119 +276,210 @@ pub const COLUMNS: [Column; 27] = [
     column(State::Online, true, PAST),
     column(State::Contested, false, PAST),
     column(State::Contested, true, PAST),
+    online(false).in_group(SILENT, 0).named("a silent group"),
+    online(true).in_group(SILENT, 0).named("a silent group"),
+    online(true).in_group(ANSWERS, 0).named("a group that answers"),
+    online(true).in_group(ANSWERS, STANDS).named("a group whose lease stands"),
+    online(true).in_group(ANSWERS, PAST).named("a group whose lease is past"),
+    column(State::Watched, true, 0).in_group(SILENT, 0).named("a silent group"),
+    column(State::Probing, true, 0).in_group(SILENT, 0).named("a silent group"),
+    online(false).fallen(GENERATION).named("fallen"),
+    online(true).fallen(GENERATION).named("fallen"),
+    online(true).fallen(GENERATION - 1).named("fallen under another generation"),
+    online(true).observed().named("observed"),
+    column(State::Yielding, true, 0).observed().named("observed"),
+    online(true).policy(Policy::Hold).named("hold, not armed"),
+    online(true).policy(Policy::Hold).armed().named("hold, armed"),
+    column(State::Contested, true, 0).policy(Policy::Hold).armed().named("hold, armed"),
+    column(State::Online, true, STANDS).policy(Policy::Hold).named("hold, armed by a lease"),
+    online(true).in_group(ANSWERS, STANDS).policy(Policy::Hold).named("hold, armed by its group's lease"),
+    online(true).policy(Policy::Hold).armed().slept().named("hold, slept since"),
+    column(State::Online, true, STANDS).policy(Policy::Hold).slept().named("hold, slept since, lease"),
+    online(true).policy(Policy::Hold).armed().heard(31).named("hold, heartbeat too old"),
+    online(true).policy(Policy::Hold).armed().defended(&[5]).named("hold, armed, within the interval"),
+    online(true).policy(Policy::Hold).armed().defended(&[11]).named("hold, armed, interval over"),
+    online(true).policy(Policy::Hold).armed().defended(&[11, 12, 13]).budget().named("hold, armed, moves spent"),
+    online(true).policy(Policy::Hold).armed().defended(&[11, 12, 31]).budget().named("hold, armed, one move left"),
+    column(State::Online, true, PAST).policy(Policy::Hold).armed().named("hold, armed, lease past"),
+    column(State::Probing, true, 0).policy(Policy::Hold).armed().named("hold, armed, probing"),
+    online(true).policy(Policy::Hold).armed().observed().named("hold, armed, observed"),
+    online(true).armed().named("leave, armed"),
+    online(true).policy(Policy::Once).armed().named("once, armed"),
+    online(true).policy(Policy::Once).named("once, not armed"),
+    online(true).policy(Policy::Once).challenged(5, GENERATION).named("once, challenged 5 s ago"),
+    online(true).policy(Policy::Once).challenged(12, GENERATION).armed().named("once, challenged 12 s ago, armed"),
+    online(true).policy(Policy::Once).challenged(5, GENERATION - 1).armed().named("once, challenged under another generation, armed"),
+    online(true).policy(Policy::Once).challenged(5, GENERATION).observed().named("once, challenged 5 s ago, observed"),
+    online(false).policy(Policy::Yield).named("yield"),
+    online(true).policy(Policy::Yield).named("yield"),
+    online(true).policy(Policy::Yield).fallen(GENERATION).named("yield, fallen"),
 ];
 
-/// Kind, why the row is as it is, and a cell for each of [`COLUMNS`]: first what becomes of the frame (see
+/// Kind, why the row is as it is, and a cell for each of [`COLUMNS`], the plain ones and those that have a name: first what becomes of the frame (see
 /// [`outcome`]), then what it tells (see [`sees`]).
 #[rustfmt::skip]
-const TABLE: [(Kind, &str, &str); 53] = [
+const TABLE: [(Kind, &str, &str, &str); 53] = [
     //   -- w  wl p  pl a  al o  ol c  cl y  yl s  sl r  rl x  xl o+ l+ a- l- o- l- c- l-   (x: lost)
+    //   group: o- l- l+ l+ l- wl pl  fallen: o l l  observed  hold: - F F F F - - - - F - F - - -  leave  once: F - X F F -  yield: X X -
     (Kind::Request, "whoever asks for an address that may answer gets an answer; where it may not, a local one is silent",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::RequestUnpadded, "the shortest frame that holds a request is answered in its own length",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::RequestToOurMac, "a unicast request refreshes a cache entry (RFC 1122 2.3.2.1) and is answered",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::RequestToPortMac, "the port's own MAC is ours too, whatever MAC the address is answered with",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::RequestFlooded, "a request to somebody else's MAC is not for us to answer; the shield drops it all the same",
-        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D.",
+        "N. D. O. O. D. N. D. N. D. O. O. D. O. O. O. O. O. O. O. O. O. O. O. O. D. D. O. O. O. O. O. O. O. O. O. O. D."),
     (Kind::RequestToGroup, "a group that is not broadcast is not our MAC",
-        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D.",
+        "N. D. O. O. D. N. D. N. D. O. O. D. O. O. O. O. O. O. O. O. O. O. O. O. D. D. O. O. O. O. O. O. O. O. O. O. D."),
     (Kind::RequestIeee802, "Linux takes hardware type 6 for Ethernet, so it is answered and shielded; the reply keeps the type (RFC 826)",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::RequestProxied, "the answer goes to the Ethernet source, and inside to the ARP sender",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::Probe, "a probe is answered and reported where the address is ours, and a conflict while we probe too (RFC 5227 2.1.1)",
-        "U. N. N. NP DP AP AP AP AP AP AP N. D. N. D. N. D. N. D. AP AP N. D. N. D. N. D."),
+        "U. N. N. NP DP AP AP AP AP AP AP N. D. N. D. N. D. N. D. AP AP N. D. N. D. N. D.",
+        "N. D. AP AP D. N. DP N. D. AP AP D. AP AP AP AP AP AP AP AP AP AP AP AP D. DP AP AP AP AP AP AP AP AP AP AP D."),
     (Kind::Poll, "a unicast probe is a poll: answered, no conflict",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::PollFlooded, "somebody else's poll",
-        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D."),
+        "U. N. N. N. D. O. O. O. O. O. O. N. D. N. D. N. D. N. D. O. O. N. D. N. D. N. D.",
+        "N. D. O. O. D. N. D. N. D. O. O. D. O. O. O. O. O. O. O. O. O. O. O. O. D. D. O. O. O. O. O. O. O. O. O. O. D."),
     (Kind::ProbeProxied, "a probe whose two sources differ was not sent by a host that probes for itself: answered, no conflict",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::ProbeEchoed, "our own probe that comes back is no conflict (RFC 5227 2.1.1, note)",
-        "Ue NE NE NE DE AE AE AE AE AE AE NE DE NE DE NE DE NE DE AE AE NE DE NE DE NE DE"),
+        "Ue NE NE NE DE AE AE AE AE AE AE NE DE NE DE NE DE NE DE AE AE NE DE NE DE NE DE",
+        "NE DE AE AE DE NE DE NE DE AE AE DE AE AE AE AE AE AE AE AE AE AE AE AE DE DE AE AE AE AE AE AE AE AE AE AE DE"),
     (Kind::ProbeBySibling, "this host's other port probes: no conflict",
-        "U. NS NS NS DS AS AS AS AS AS AS NS DS NS DS NS DS NS DS AS AS NS DS NS DS NS DS"),
+        "U. NS NS NS DS AS AS AS AS AS AS NS DS NS DS NS DS NS DS AS AS NS DS NS DS NS DS",
+        "NS DS AS AS DS NS DS NS DS AS AS DS AS AS AS AS AS AS AS AS AS AS AS AS DS DS AS AS AS AS AS AS AS AS AS AS DS"),
     (Kind::ClaimByRequestForm, "a gratuitous request claims and asks nothing, but Linux would answer it for a local address",
-        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc"),
+        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc",
+        "Gc Dc GC GC Dc Gc DC Gc Dc GC GC Dc GC FC FC FC FC GC GC GC GC FC GC FC Dc DC GC GC FC GC DX FC FC GC GX DX Dc"),
     (Kind::ClaimByReplyForm, "a gratuitous reply claims; no host answers a reply",
-        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc"),
+        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc",
+        "Rc Rc RC RC Rc Rc RC Rc Rc RC RC Rc RC FC FC FC FC RC RC RC RC FC RC FC Rc RC RC RC FC RC RX FC FC RC RX RX Rc"),
     (Kind::ClaimByPlainReply, "an answer to us from the address claims it (RFC 5227 2.1.1, 2.4)",
-        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc"),
+        "R. Rc Rc RC RC RC RC RC RC RC RC Rc Rc Rc Rc Rc Rc Rc Rc RC RC Rc Rc Rc Rc Rc Rc",
+        "Rc Rc RC RC Rc Rc RC Rc Rc RC RC Rc RC FC FC FC FC RC RC RC RC FC RC FC Rc RC RC RC FC RC RX FC FC RC RX RX Rc"),
     (Kind::ClaimAskingElsewhere, "a request from the address claims it, whatever it asks for",
-        "U. Uc Uc UC UC UC UC UC UC UC UC Uc Uc Uc Uc Uc Uc Uc Uc UC UC Uc Uc Uc Uc Uc Uc"),
+        "U. Uc Uc UC UC UC UC UC UC UC UC Uc Uc Uc Uc Uc Uc Uc Uc UC UC Uc Uc Uc Uc Uc Uc",
+        "Uc Uc UC UC Uc Uc UC Uc Uc UC UC Uc UC FC FC FC FC UC UC UC UC FC UC FC Uc UC UC UC FC UC UX FC FC UC UX UX Uc"),
     (Kind::ClaimAskingSecond, "a claim that asks for another address of ours is a question too",
-        "U. Ac Ac AC AC AC AC AC AC AC AC Ac Ac Ac Ac Ac Ac Ac Ac AC AC Ac Ac Ac Ac Ac Ac"),
+        "U. Ac Ac AC AC AC AC AC AC AC AC Ac Ac Ac Ac Ac Ac Ac Ac AC AC Ac Ac Ac Ac Ac Ac",
+        "Ac Ac AC AC Ac Ac AC Ac Ac AC AC Ac AC FC FC FC FC AC AC AC AC FC AC FC Ac AC AC AC FC AC AX FC FC AC AX AX Ac"),
     (Kind::ClaimProxied, "a claim on behalf of another host is one; both MACs are told",
-        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc"),
+        "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc",
+        "Gc Dc GC GC Dc Gc DC Gc Dc GC GC Dc GC FC FC FC FC GC GC GC GC FC GC FC Dc DC GC GC FC GC DX FC FC GC GX DX Dc"),
     (Kind::EchoAsking, "our own who-has from the address comes back: an echo, no conflict",
-        "U. UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE"),
+        "U. UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE",
+        "UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE"),
     (Kind::EchoOfPortAsking, "with the port's MAC as sender it is an echo whoever it is from, and a request still",
-        "Ue Ne Ne Ne De Ae Ae Ae Ae Ae Ae Ne De Ne De Ne De Ne De Ae Ae Ne De Ne De Ne De"),
+        "Ue Ne Ne Ne De Ae Ae Ae Ae Ae Ae Ne De Ne De Ne De Ne De Ae Ae Ne De Ne De Ne De",
+        "Ne De Ae Ae De Ne De Ne De Ae Ae De Ae Ae Ae Ae Ae Ae Ae Ae Ae Ae Ae Ae De De Ae Ae Ae Ae Ae Ae Ae Ae Ae Ae De"),
     (Kind::EchoAnnouncing, "our own announcement comes back: an echo, no conflict",
-        "G. GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE"),
+        "G. GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE",
+        "GE DE GE GE DE GE DE GE DE GE GE DE GE GE GE GE GE GE GE GE GE GE GE GE DE DE GE GE GE GE GE GE GE GE GE GE DE"),
     (Kind::EchoOfPortAnnouncing, "the same with the port's MAC",
-        "Ge GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE"),
+        "Ge GE GE GE DE GE GE GE GE GE GE GE DE GE DE GE DE GE DE GE GE GE DE GE DE GE DE",
+        "GE DE GE GE DE GE DE GE DE GE GE DE GE GE GE GE GE GE GE GE GE GE GE GE DE DE GE GE GE GE GE GE GE GE GE GE DE"),
     (Kind::EchoReplying, "our own reply comes back",
-        "R. RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE"),
+        "R. RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE",
+        "RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE RE"),
     (Kind::SiblingAsking, "this host's other port asks: a request like any other",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::SiblingAnnouncing, "this host's other port announces: no conflict",
-        "G. GS GS GS DS GS GS GS GS GS GS GS DS GS DS GS DS GS DS GS GS GS DS GS DS GS DS"),
+        "G. GS GS GS DS GS GS GS GS GS GS GS DS GS DS GS DS GS DS GS GS GS DS GS DS GS DS",
+        "GS DS GS GS DS GS DS GS DS GS GS DS GS GS GS GS GS GS GS GS GS GS GS GS DS DS GS GS GS GS GS GS GS GS GS GS DS"),
     (Kind::SiblingReplying, "this host's other port replies: no conflict",
-        "R. RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS"),
+        "R. RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS",
+        "RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS RS"),
     (Kind::ZeroSenderMac, "no host has MAC zero; Linux would answer it",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::GroupSenderMac, "no host has a group MAC; Linux would answer it",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::ZeroSource, "no host sends from MAC zero",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::GroupSource, "no host sends from a group MAC",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::MulticastSender, "no host has a multicast address",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::LoopbackSender, "127/8 never leaves a host",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::BroadcastSender, "no host has the broadcast address",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::ReservedSender, "the rest of 240/4 is in use in places: a request like any other",
-        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D."),
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::ProbeByZeroMac, "a probe that no host can have sent: no conflict",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::AnnouncementByZeroMac, "a claim that no host can have made: no conflict",
-        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D."),
+        "B. B. B. B. D. B. B. B. B. B. B. B. D. B. D. B. D. B. D. B. B. B. D. B. D. B. D.",
+        "B. D. B. B. D. B. D. B. D. B. B. D. B. B. B. B. B. B. B. B. B. B. B. B. D. D. B. B. B. B. B. B. B. B. B. B. D."),
     (Kind::ReplyByZeroMac, "the same as a reply",
-        "B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B."),
+        "B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B.",
+        "B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B. B."),
     (Kind::ReplyOfNobody, "a reply from 0.0.0.0 means nothing",
-        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R.",
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
     (Kind::ReplyOfOthers, "an answer to us from an address that is not managed",
-        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R.",
+        "R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R. R."),
     (Kind::AnnouncementOfNobody, "an announcement of 0.0.0.0 means nothing",
-        "G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G."),
+        "G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G.",
+        "G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G. G."),
     (Kind::RequestForOthers, "what is not managed is left alone",
-        "U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U."),
+        "U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U.",
+        "U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U. U."),
     (Kind::Truncated, "one byte is missing: nothing of it can be trusted, and Linux drops it too",
-        "T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T."),
+        "T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T.",
+        "T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T. T."),
     (Kind::WrongHardware, "ARP for InfiniBand (type 32)",
-        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
     (Kind::WrongProtocol, "ARP for something that is not IPv4",
-        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
     (Kind::WrongHardwareLength, "hardware addresses of eight bytes",
-        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
     (Kind::WrongProtocolLength, "protocol addresses of sixteen bytes",
-        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
     (Kind::WrongOperation, "neither request nor reply: RARP's request",
-        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
+        "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
     (Kind::InactivePort, "an inactive bond member must not answer a second time",
-        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I.",
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
     (Kind::UnknownPort, "a port that user space has not named is not acted on",
-        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I.",
+        "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
     (Kind::NotArp, "other traffic passes, uncounted",
-        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -.",
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
     (Kind::BehindThreeTags, "ARP behind more than two tags is other traffic",
-        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -.",
+        "-. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -. -."),
 ];
 
 /// What a letter of the table says of the frame: the counter, and what the program returns.
@@ -285,6 +496,7 @@ fn outcome(letter: u8) -> (Option<Counter>, Action) {
         b'N' => (Some(Counter::NotAnswering), Action::Pass),
         b'U' => (Some(Counter::Unmanaged), Action::Pass),
         b'I' => (Some(Counter::InactivePort), Action::Pass),
+        b'F' => (Some(Counter::Defended), Action::Answer),
         b'-' => (None, Action::Pass),
         other => panic!("{:?} is no outcome", char::from(other)),
     }
@@ -295,6 +507,7 @@ fn sees(letter: u8) -> Sees {
     match letter {
         b'.' => Sees::Nothing,
         b'C' => Sees::Conflict,
+        b'X' => Sees::Fall,
         b'c' => Sees::Claim,
         b'P' => Sees::Probe,
         b'E' => Sees::Echo,
@@ -311,7 +524,7 @@ pub enum Action {
     Pass,
     /// XDP_DROP.
     Drop,
-    /// XDP_TX, the frame turned into its answer.
+    /// XDP_TX, the frame turned into its answer, or into our defence.
     Answer,
 }
 
@@ -322,6 +535,8 @@ pub enum Sees {
     Nothing,
     /// A claim for an address that is ours or probed for.
     Conflict,
+    /// The same, for which the address is given up.
+    Fall,
     /// A claim for another one.
     Claim,
     /// Another host's probe that matters.
@@ -367,6 +582,9 @@ impl Tags {
         Self::AddressOnlyTagged,
     ];
 
+    /// The ones for columns that have a name: none, as many as there can be, and those of another VLAN.
+    pub const SOME: [Self; 3] = [Self::None, Self::Stacked, Self::OtherInner];
+
     /// The tags as on the wire (priority bits included), the VLAN that they mean, and that of the address.
     fn parts(self) -> (&'static [[u8; 4]], Vlan, Vlan) {
         const PRIORITY: [u8; 4] = [0x81, 0x00, 0xa0, 0x00];
@@ -398,24 +616,60 @@ impl Tags {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct World {
     /// The managed addresses.
-    pub addresses: Vec<(AddressKey, Entry)>,
+    pub addresses: Vec<Managed>,
+    /// What [`GROUP`] says.
+    pub group: Group,
+    /// What the daemon says of itself, at [`NOW`]; nothing if it was never heard.
+    pub control: Control,
     /// The port with index [`PORT_INDEX`], if user space has named it.
     pub port: Option<Port>,
     /// MACs of this host.
     pub own_macs: Vec<MacAddr>,
 }
 
+/// A managed address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Managed {
+    /// Its key.
+    pub key: AddressKey,
+    /// Its slot number.
+    pub slot: u32,
+    /// What user space says of it.
+    pub value: Slot,
+    /// What the program remembers of it, at [`NOW`].
+    pub record: Record,
+}
+
+impl World {
+    /// The address in this slot, which has one.
+    #[cfg(test)]
+    fn in_slot(&mut self, slot: u32) -> &mut Managed {
+        self.addresses.iter_mut().find(|managed| managed.slot == slot).expect("a managed address")
+    }
+
+    fn standing(&self, managed: &Managed) -> Standing {
+        let Slot { word, lease_until_ns, group, .. } = managed.value;
+        Standing {
+            word: StateWord::from_bits(word),
+            fallen: managed.record.fallen,
+            lease_until_ns,
+            group: if group == GROUP { self.group } else { Group::NONE },
+        }
+    }
+}
+
 impl Tables for World {
+    type Place = u32;
+
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        self.addresses.iter().find(|(there, _)| there == key).map(|(_, entry)| *entry)
+        let managed = self.addresses.iter().find(|managed| managed.key == *key)?;
+        let standing = self.standing(managed);
+        let may_answer = standing.may_answer(|| NOW);
+        Some(Entry { place: managed.slot, word: standing.word, may_answer })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
-    }
-
-    fn now_ns(&self) -> u64 {
-        NOW
     }
 }
 
@@ -444,12 +698,16 @@ pub struct Row {
     pub sees: Sees,
     /// The event of it, if it is the first frame ever seen of the address; its time is 0 here.
     pub event: Option<Event>,
+    /// Whether the claim has used up a defence.
+    pub defended: bool,
+    /// Who is remembered as asking, and in which slot; its times are 0 here.
+    pub asker: Option<(u32, Asker)>,
 }
 
 impl Row {
     /// Name for messages.
     pub fn name(&self) -> String {
-        let Column { state, local, lease_until_ns, .. } = self.column;
+        let Column { name, state, local, lease_until_ns, .. } = self.column;
         let state = state.map_or("unmanaged", State::name);
         let local = if local { ", local" } else { "" };
         let lease = match lease_until_ns {
@@ -457,14 +715,47 @@ impl Row {
             PAST => ", lease past",
             _ => ", lease stands",
         };
-        format!("{:?}, {state}{local}{lease}, tags {:?}: {}", self.kind, self.tags, self.why)
+        let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        format!("{:?}, {state}{local}{lease}{name}, tags {:?}: {}", self.kind, self.tags, self.why)
+    }
+
+    /// Checks what the claim has changed in the records that `record` reads, beside the counts: what it was met with, at
+    /// `now_ns` or, with a clock that moves, within a second before it. The times of the world are those of [`NOW`]
+    /// shifted by as much.
+    ///
+    /// # Panics
+    /// If it is not what the table says.
+    pub fn check_record(&self, mut record: impl FnMut(u32) -> Record, now_ns: u64) {
+        let name = self.name();
+        let recent = |at: u64| now_ns.abs_diff(at) < SECOND_NS;
+        for Managed { slot, record: before, value, .. } in &self.world.addresses {
+            let after = record(*slot);
+            let ours = *slot == SLOT;
+            let word = StateWord::from_bits(value.word);
+            let fallen = if ours && self.sees == Sees::Fall { word.mark() } else { before.fallen };
+            assert_eq!(after.fallen, fallen, "{name}");
+            let defended = ours && self.defended;
+            assert_eq!(recent(after.defended_ns), defended, "{name}");
+            let moves = after.moves_ns.iter().filter(|at| **at != 0).count();
+            let moves_before = before.moves_ns.iter().filter(|at| **at != 0).count();
+            assert_eq!(moves, moves_before + usize::from(defended), "a place was free: {name}");
+            assert!(after.moves_ns.contains(&after.defended_ns), "{name}");
+            let challenged = ours
+                && !self.column.observed
+                && matches!(self.sees, Sees::Conflict | Sees::Fall)
+                && self.column.policy == Policy::Once;
+            assert_eq!(recent(after.conflict), challenged, "{name}");
+            if challenged {
+                assert_eq!(after.conflict & 0xff, u64::from(GENERATION), "{name}");
+            }
+        }
     }
 
     /// The counter of what it tells.
     pub const fn sighting_counter(&self) -> Option<Counter> {
         match self.sees {
             Sees::Nothing => None,
-            Sees::Conflict | Sees::Claim => Some(Counter::Claims),
+            Sees::Conflict | Sees::Fall | Sees::Claim => Some(Counter::Claims),
             Sees::Probe => Some(Counter::Probes),
             Sees::Echo | Sees::EchoOfOthers => Some(Counter::Echoes),
             Sees::Sibling => Some(Counter::Siblings),
@@ -472,17 +763,19 @@ impl Row {
     }
 }
 
-/// All rows: each cell of the table behind each kind of tags.
+/// All rows: each cell of the table behind each kind of tags; those of columns that have a name behind some, since they
+/// are about the address, which tags only lead to.
 ///
 /// # Panics
 /// If a kind has not exactly one cell for each column.
 pub fn rows() -> Vec<Row> {
-    let mut rows = Vec::with_capacity(TABLE.len() * COLUMNS.len() * Tags::ALL.len());
-    for (kind, why, cells) in TABLE {
-        let cells: Vec<&str> = cells.split(' ').collect();
+    let mut rows = Vec::with_capacity(TABLE.len() * (PLAIN * Tags::ALL.len() + NAMED * Tags::SOME.len()));
+    for (kind, why, plain, named) in TABLE {
+        let cells: Vec<&str> = plain.split(' ').chain(named.split(' ')).collect();
         assert_eq!(cells.len(), COLUMNS.len(), "{kind:?} has a cell for each column");
-        for (cell, column) in cells.iter().zip(COLUMNS) {
-            for tags in Tags::ALL {
+        for (n, (cell, column)) in cells.iter().zip(COLUMNS).enumerate() {
+            let all = if n < PLAIN { &Tags::ALL[..] } else { &Tags::SOME };
+            for &tags in all {
                 let (_, frame_vlan, address_vlan) = tags.parts();
                 // In another VLAN the address is not managed, whatever its state in its own.
                 let cell = if frame_vlan == address_vlan { cell } else { cells[0] };
@@ -499,41 +792,19 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
     let frame = recipe.bytes(wire_tags);
     let [first, second] = *cell.as_bytes() else { panic!("{kind:?}: a cell is two letters, not {cell:?}") };
     let (counter, action) = outcome(first);
+    let defended = first == b'F';
+    let action = if column.observed { Action::Pass } else { action };
     let sees = sees(second);
     let out = match action {
+        Action::Answer if defended => recipe.defence().bytes(wire_tags),
         Action::Answer => recipe.answer().bytes(wire_tags),
         Action::Pass | Action::Drop => frame.clone(),
     };
-    let port = Port {
-        mac: MacAddr::new(PORT_MAC),
-        interface: INTERFACE,
-        flags: if kind == Kind::InactivePort { 0 } else { Port::ACCEPT },
-        ..Port::VACANT
-    };
-    let world = World {
-        addresses: column.state.map_or(Vec::new(), |state| {
-            let flags = |local| if local { StateWord::LOCAL } else { 0 };
-            let mac = MacAddr::new(OUR_MAC);
-            let entry = |slot, state, local, lease_until_ns| {
-                let word = StateWord::new(mac, state, flags(local), GENERATION);
-                Entry { slot, word, lease_until_ns }
-            };
-            let key = |address| AddressKey {
-                interface: INTERFACE,
-                vlan: address_vlan,
-                address: Ipv4::new(address),
-            };
-            vec![
-                (key(ADDRESS), entry(SLOT, state, column.local, column.lease_until_ns)),
-                (key(SECOND), entry(SLOT + 1, State::Online, true, 0)),
-            ]
-        }),
-        port: (kind != Kind::UnknownPort).then_some(port),
-        own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
-    };
     let event = match sees {
         Sees::Nothing | Sees::EchoOfOthers => None,
+        Sees::Conflict if defended => Some((EventKind::Claim, Event::OWNER_CHANGED | Event::DEFENDED)),
         Sees::Conflict | Sees::Claim => Some((EventKind::Claim, Event::OWNER_CHANGED)),
+        Sees::Fall => Some((EventKind::Claim, Event::OWNER_CHANGED | Event::FELL)),
         Sees::Probe => Some((EventKind::Probe, 0)),
         Sees::Echo => Some((EventKind::Echo, 0)),
         Sees::Sibling => Some((EventKind::Echo, Event::SIBLING)),
@@ -556,7 +827,123 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         pad: 0,
         pad_end: 0,
     });
-    Row { kind, column, tags, why, frame, world, action, out, counter, sees, event }
+    let world = world(kind, column, address_vlan);
+    let asker =
+        asks(kind).filter(|_| column.state.is_some() && vlan == address_vlan && !defended).map(|asks| {
+            let follows = asks.by_unicast && first == b'A';
+            let asker = Asker {
+                mac: MacAddr::new(recipe.sender_mac),
+                address: Ipv4::new(recipe.sender_ip),
+                followed: if follows { 256 + u32::from(GENERATION) } else { 0 },
+                ..Asker::default()
+            };
+            (if asks.second { SLOT + 1 } else { SLOT }, asker)
+        });
+    Row { kind, column, tags, why, frame, world, action, out, counter, sees, event, defended, asker }
+}
+
+/// What the maps hold for a frame of this kind and an address in this column and VLAN.
+fn world(kind: Kind, column: Column, vlan: Vlan) -> World {
+    let port = Port {
+        mac: MacAddr::new(PORT_MAC),
+        interface: INTERFACE,
+        flags: if kind == Kind::InactivePort { 0 } else { Port::ACCEPT }
+            | if column.observed { Port::OBSERVE } else { 0 },
+        moves: if column.budget { BUDGET.0 } else { 0 },
+        moves_window_s: if column.budget { BUDGET.1 } else { 0 },
+    };
+    let managed = |address, slot, state, column: &Column| {
+        let key = AddressKey { interface: INTERFACE, vlan, address: Ipv4::new(address) };
+        let AddressKey { interface, vlan, address } = key;
+        let flags = column.policy.flags() | if column.local { StateWord::LOCAL } else { 0 };
+        let word = StateWord::new(MacAddr::new(OUR_MAC), state, flags, GENERATION).bits();
+        let group = if column.group.is_some() { GROUP } else { 0 };
+        let value = Slot { word, lease_until_ns: column.lease_until_ns, interface, vlan, address, group };
+        Managed { key, slot, value, record: column.record() }
+    };
+    World {
+        addresses: column.state.map_or(Vec::new(), |state| {
+            vec![
+                managed(ADDRESS, SLOT, state, &column),
+                managed(SECOND, SLOT + 1, State::Online, &online(true)),
+            ]
+        }),
+        group: column.group.unwrap_or_default(),
+        control: Control {
+            layout: 0,
+            heartbeat_ns: column.heard.map_or(0, |seconds| NOW - seconds * SECOND_NS),
+            slept_ns: if column.slept { SLEPT_NS - SECOND_NS } else { SLEPT_NS },
+        },
+        port: (kind != Kind::UnknownPort).then_some(port),
+        own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
+    }
+}
+
+/// How a frame asks.
+struct Asks {
+    /// For [`SECOND`], else for [`ADDRESS`].
+    second: bool,
+    /// Of this host alone.
+    by_unicast: bool,
+}
+
+/// The kinds that ask for an address in the name of another host and its address.
+fn asks(kind: Kind) -> Option<Asks> {
+    let (second, by_unicast) = match kind {
+        Kind::RequestToOurMac | Kind::RequestToPortMac => (false, true),
+        Kind::Request
+        | Kind::RequestUnpadded
+        | Kind::RequestFlooded
+        | Kind::RequestToGroup
+        | Kind::RequestIeee802
+        | Kind::RequestProxied
+        | Kind::ReservedSender => (false, false),
+        Kind::ClaimAskingSecond => (true, false),
+        Kind::Probe
+        | Kind::Poll
+        | Kind::PollFlooded
+        | Kind::ProbeProxied
+        | Kind::ProbeEchoed
+        | Kind::ProbeBySibling
+        | Kind::ClaimByRequestForm
+        | Kind::ClaimByReplyForm
+        | Kind::ClaimByPlainReply
+        | Kind::ClaimAskingElsewhere
+        | Kind::ClaimProxied
+        | Kind::EchoAsking
+        | Kind::EchoOfPortAsking
+        | Kind::EchoAnnouncing
+        | Kind::EchoOfPortAnnouncing
+        | Kind::EchoReplying
+        | Kind::SiblingAsking
+        | Kind::SiblingAnnouncing
+        | Kind::SiblingReplying
+        | Kind::ZeroSenderMac
+        | Kind::GroupSenderMac
+        | Kind::ZeroSource
+        | Kind::GroupSource
+        | Kind::MulticastSender
+        | Kind::LoopbackSender
+        | Kind::BroadcastSender
+        | Kind::ProbeByZeroMac
+        | Kind::AnnouncementByZeroMac
+        | Kind::ReplyByZeroMac
+        | Kind::ReplyOfNobody
+        | Kind::ReplyOfOthers
+        | Kind::AnnouncementOfNobody
+        | Kind::RequestForOthers
+        | Kind::Truncated
+        | Kind::WrongHardware
+        | Kind::WrongProtocol
+        | Kind::WrongHardwareLength
+        | Kind::WrongProtocolLength
+        | Kind::WrongOperation
+        | Kind::InactivePort
+        | Kind::UnknownPort
+        | Kind::NotArp
+        | Kind::BehindThreeTags => return None,
+    };
+    Some(Asks { second, by_unicast })
 }
 
 /// The form that events name for the kinds that have events.
@@ -667,6 +1054,20 @@ impl Recipe {
             ..*self
         }
     }
+
+    /// The announcement that defends [`ADDRESS`] against it, in its own length: broadcast and in request form.
+    fn defence(&self) -> Self {
+        Self {
+            destination: BROADCAST,
+            source: OUR_MAC,
+            hardware: 1,
+            operation: 1,
+            sender_mac: OUR_MAC,
+            target_mac: [0; 6],
+            target_ip: ADDRESS,
+            ..*self
+        }
+    }
 }
 
 /// A broadcast request of the stranger for [`ADDRESS`].
@@ -698,7 +1099,7 @@ const REPLY: Recipe = Recipe {
     ..REQUEST
 };
 const ZERO: [u8; 6] = [0; 6];
-const GROUP: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
+const GROUP_MAC: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
 
 fn recipe(kind: Kind) -> Recipe {
     match kind {
@@ -707,7 +1108,7 @@ fn recipe(kind: Kind) -> Recipe {
         Kind::RequestToOurMac => Recipe { destination: OUR_MAC, ..REQUEST },
         Kind::RequestToPortMac => Recipe { destination: PORT_MAC, ..REQUEST },
         Kind::RequestFlooded => Recipe { destination: OTHER_MAC, ..REQUEST },
-        Kind::RequestToGroup => Recipe { destination: GROUP, ..REQUEST },
+        Kind::RequestToGroup => Recipe { destination: GROUP_MAC, ..REQUEST },
         Kind::RequestIeee802 => Recipe { hardware: 6, ..REQUEST },
         Kind::RequestProxied => Recipe { source: PROXY_MAC, ..REQUEST },
         Kind::Probe => PROBE,
@@ -733,9 +1134,9 @@ fn recipe(kind: Kind) -> Recipe {
         Kind::SiblingAnnouncing => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..ANNOUNCEMENT },
         Kind::SiblingReplying => Recipe { source: SIBLING_MAC, sender_mac: SIBLING_MAC, ..REPLY },
         Kind::ZeroSenderMac => Recipe { sender_mac: ZERO, ..REQUEST },
-        Kind::GroupSenderMac => Recipe { sender_mac: GROUP, ..REQUEST },
+        Kind::GroupSenderMac => Recipe { sender_mac: GROUP_MAC, ..REQUEST },
         Kind::ZeroSource => Recipe { source: ZERO, ..REQUEST },
-        Kind::GroupSource => Recipe { source: GROUP, ..REQUEST },
+        Kind::GroupSource => Recipe { source: GROUP_MAC, ..REQUEST },
         Kind::MulticastSender => Recipe { sender_ip: [239, 1, 2, 3], ..REQUEST },
         Kind::LoopbackSender => Recipe { sender_ip: [127, 0, 0, 1], ..REQUEST },
         Kind::BroadcastSender => Recipe { sender_ip: [255; 4], ..REQUEST },
@@ -760,9 +1161,14 @@ fn recipe(kind: Kind) -> Recipe {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+
     use super::*;
     use crate::{
-        verdict::{Outcome, Sighting, Verdict, verdict},
+        abi::ASKERS,
+        askers,
+        defence::{self, Clocks, Reaction},
+        verdict::{Asking, Outcome, Sighting, Witness, verdict},
         wire::{
             arp::{self, Outgoing, Parsed, parse},
             view_mut,
@@ -780,13 +1186,16 @@ mod tests {
         for state in State::ALL {
             for local in [false, true] {
                 let there = |c: &Column| c.state == Some(state) && c.local == local && c.lease_until_ns == 0;
-                assert_eq!(COLUMNS.iter().filter(|c| there(c)).count(), 1, "{state:?} has its two columns");
+                let plain = &COLUMNS[..PLAIN];
+                assert_eq!(plain.iter().filter(|c| there(c)).count(), 1, "{state:?} has its two columns");
                 let past =
                     |c: &Column| c.state == Some(state) && c.local == local && c.lease_until_ns == PAST;
-                assert_eq!(COLUMNS.iter().filter(|c| past(c)).count(), usize::from(state.may_answer()));
+                assert_eq!(plain.iter().filter(|c| past(c)).count(), usize::from(state.may_answer()));
             }
         }
-        assert_eq!(rows().len(), TABLE.len() * COLUMNS.len() * Tags::ALL.len());
+        let named = COLUMNS.iter().filter(|column| !column.name.is_empty());
+        assert_eq!(named.count(), NAMED);
+        assert_eq!(rows().len(), TABLE.len() * (PLAIN * Tags::ALL.len() + NAMED * Tags::SOME.len()));
     }
 
     #[test]
@@ -795,11 +1204,12 @@ mod tests {
         for counter in Counter::ALL {
             let there =
                 rows.iter().any(|r| r.counter == Some(counter) || r.sighting_counter() == Some(counter));
-            assert_eq!(there, counter != Counter::EventsLost, "{counter:?}");
+            assert_eq!(there, !matches!(counter, Counter::EventsLost | Counter::Guarded), "{counter:?}");
         }
         for sees in [
             Sees::Nothing,
             Sees::Conflict,
+            Sees::Fall,
             Sees::Claim,
             Sees::Probe,
             Sees::Echo,
@@ -810,65 +1220,144 @@ mod tests {
         }
     }
 
+    /// What the program is around the verdict, with plain values for maps.
+    struct Host<'a> {
+        row: &'a Row,
+        world: RefCell<World>,
+        frame: arp::Frame,
+        sees: Cell<Sees>,
+        asker: Cell<Option<(u32, Asker)>>,
+    }
+
+    impl Host<'_> {
+        fn meet(&self, claimed: &Entry) -> Reaction {
+            let mut world = self.world.borrow_mut();
+            let (port, control) = (world.port.expect("a frame came in on it"), world.control);
+            let managed = *world.in_slot(claimed.place);
+            let record = managed.record;
+            let clocks = Clocks { boot_ns: NOW, monotonic_ns: NOW - SLEPT_NS };
+            let armed = defence::armed(&world.standing(&managed), &control, clocks);
+            let there = &mut world.in_slot(claimed.place).record;
+            let earlier = || std::mem::replace(&mut there.conflict, defence::conflict(claimed.word, NOW));
+            let spent = || defence::spent(port.moves, port.moves_window_s, record.moves_ns.into_iter(), NOW);
+            let reaction = defence::react(claimed.word, armed, earlier, record.defended_ns, spent, NOW);
+            match reaction {
+                Reaction::Nothing => {}
+                Reaction::Defend => {
+                    there.defended_ns = NOW;
+                    there.moves_ns[defence::oldest(record.moves_ns.into_iter())] = NOW;
+                }
+                Reaction::Fall => there.fallen = claimed.word.mark(),
+            }
+            reaction
+        }
+    }
+
+    impl Witness<u32> for Host<'_> {
+        fn saw(&self, sighting: Sighting) -> Reaction {
+            let name = self.row.name();
+            assert_eq!(self.sees.get(), Sees::Nothing, "told twice: {name}");
+            let (sees, entry, reaction) = match sighting {
+                Sighting::Claim(claimed) => {
+                    let observes = self.row.column.observed;
+                    let reaction =
+                        if claimed.may_answer && !observes { self.meet(&claimed) } else { Reaction::Nothing };
+                    let sees = match reaction {
+                        Reaction::Fall => Sees::Fall,
+                        Reaction::Nothing | Reaction::Defend if claimed.contested() => Sees::Conflict,
+                        Reaction::Nothing | Reaction::Defend => Sees::Claim,
+                    };
+                    (sees, Some(claimed), reaction)
+                }
+                Sighting::Probe(entry) => (Sees::Probe, Some(entry), Reaction::Nothing),
+                Sighting::Echo(None) => (Sees::EchoOfOthers, None, Reaction::Nothing),
+                Sighting::Echo(entry) => (Sees::Echo, entry, Reaction::Nothing),
+                Sighting::Sibling(entry) => (Sees::Sibling, entry, Reaction::Nothing),
+            };
+            if let Some(entry) = entry {
+                assert_eq!((self.frame.concerns(), entry.place), (Ipv4::new(ADDRESS), SLOT), "{name}");
+            }
+            self.sees.set(sees);
+            reaction
+        }
+
+        fn asks(&self, asking: Asking) {
+            let (mac, address) = (self.frame.sender_mac, self.frame.sender_ip);
+            let nobody = [(MacAddr::ZERO, Ipv4::UNSPECIFIED); ASKERS];
+            assert_eq!(askers::known(|place| nobody[place], mac, address), None);
+            let place = askers::place_for_newcomer(|_| 0, NOW);
+            if asking.asks && place.is_some() && !self.world.borrow().is_own(mac) {
+                let asker = Asker { mac, address, followed: asking.followed, ..Asker::default() };
+                self.asker.set(Some((asking.place, asker)));
+            }
+        }
+    }
+
     #[test]
     fn the_verdict_on_each_golden_frame_is_the_one_in_the_table() {
         for row in rows() {
             let name = row.name();
             let mut out = row.frame.clone();
-            let (counter, action, sighting) = match parse(row.frame.as_slice()) {
-                Parsed::NotArp => (None, Action::Pass, Sighting::None),
-                Parsed::Truncated => (Some(Counter::Truncated), Action::Pass, Sighting::None),
-                Parsed::BadHeader => (Some(Counter::BadHeader), Action::Pass, Sighting::None),
-                Parsed::Arp(frame) => {
-                    let verdict = row.world.port.map_or(
-                        Verdict { outcome: Outcome::InactivePort, sighting: Sighting::None },
-                        |port| verdict(&frame, &port, &row.world),
-                    );
-                    let action = match verdict.outcome {
-                        Outcome::Answered { slot, mac } => {
-                            assert!(slot == SLOT || slot == SLOT + 1, "{name}");
-                            let (ethernet, packet) = out.split_at_mut(frame.arp_at);
-                            arp::reply(
-                                view_mut(ethernet, 0).expect("parsed"),
-                                view_mut(packet, 0).expect("parsed"),
-                                &frame,
-                                mac,
-                            );
-                            Action::Answer
-                        }
-                        Outcome::Shielded { slot } => {
-                            assert_eq!(slot, SLOT, "{name}");
-                            Action::Drop
-                        }
-                        Outcome::Truncated
-                        | Outcome::BadHeader
-                        | Outcome::BadSender
-                        | Outcome::Gratuitous
-                        | Outcome::Reply
-                        | Outcome::OtherDestination
-                        | Outcome::NotAnswering
-                        | Outcome::Unmanaged
-                        | Outcome::InactivePort => Action::Pass,
+            let mut told = (Sees::Nothing, None);
+            let mut world = row.world.clone();
+            let outcome = match parse(row.frame.as_slice()) {
+                Parsed::NotArp => None,
+                Parsed::Truncated => Some(Outcome::Truncated),
+                Parsed::BadHeader => Some(Outcome::BadHeader),
+                Parsed::Arp(frame) => Some(row.world.port.map_or(Outcome::InactivePort, |port| {
+                    let host = Host {
+                        row: &row,
+                        world: RefCell::new(row.world.clone()),
+                        frame,
+                        sees: Cell::new(Sees::Nothing),
+                        asker: Cell::new(None),
                     };
-                    (Some(verdict.outcome.counter()), action, verdict.sighting)
+                    let outcome = verdict(&frame, &port, &row.world, &host);
+                    let (ethernet, packet) = out.split_at_mut(frame.arp_at);
+                    let ethernet = view_mut(ethernet, 0).expect("parsed");
+                    let packet = view_mut(packet, 0).expect("parsed");
+                    if let Outcome::Answered { mac, .. } = outcome
+                        && !row.column.observed
+                    {
+                        arp::reply(ethernet, packet, &frame, mac);
+                    } else if let Outcome::Defended { mac } = outcome {
+                        arp::announce(ethernet, packet, mac, frame.sender_ip);
+                    }
+                    told = (host.sees.get(), host.asker.get());
+                    world = host.world.into_inner();
+                    outcome
+                })),
+            };
+            let action = match &outcome {
+                Some(Outcome::Answered { place, mac: _ }) => {
+                    let second = row.kind == Kind::ClaimAskingSecond;
+                    assert_eq!(*place, SLOT + u32::from(second), "{name}");
+                    Action::Answer
                 }
+                Some(Outcome::Defended { .. }) => Action::Answer,
+                Some(Outcome::Shielded { place }) => {
+                    assert_eq!(*place, SLOT, "{name}");
+                    Action::Drop
+                }
+                None
+                | Some(
+                    Outcome::Truncated
+                    | Outcome::BadHeader
+                    | Outcome::BadSender
+                    | Outcome::Gratuitous
+                    | Outcome::Reply
+                    | Outcome::OtherDestination
+                    | Outcome::NotAnswering
+                    | Outcome::Unmanaged
+                    | Outcome::InactivePort,
+                ) => Action::Pass,
             };
-            let (sees, seen) = match sighting {
-                Sighting::None => (Sees::Nothing, None),
-                Sighting::Claim(seen) if seen.contested => (Sees::Conflict, Some(seen)),
-                Sighting::Claim(seen) => (Sees::Claim, Some(seen)),
-                Sighting::Probe(seen) => (Sees::Probe, Some(seen)),
-                Sighting::Echo(None) => (Sees::EchoOfOthers, None),
-                Sighting::Echo(seen) => (Sees::Echo, seen),
-                Sighting::Sibling(seen) => (Sees::Sibling, seen),
-            };
-            assert_eq!(counter, row.counter, "{name}");
+            let action = if row.column.observed { Action::Pass } else { action };
+            assert_eq!(outcome.map(|outcome| outcome.counter()), row.counter, "{name}");
             assert_eq!(action, row.action, "{name}");
             assert_eq!(out, row.out, "{name}");
-            assert_eq!(sees, row.sees, "{name}");
-            if let Some(seen) = seen {
-                assert_eq!((seen.address, seen.entry.slot), (Ipv4::new(ADDRESS), SLOT), "{name}");
-            }
+            assert_eq!(told, (row.sees, row.asker), "{name}");
+            row.check_record(|slot| world.in_slot(slot).record, NOW);
         }
     }
 

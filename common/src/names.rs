@@ -45,5 +45,7 @@ pub const PINNED: [&str; 12] = [
     GROUPS,
     CONTROL,
 ];
+/// Read-only global: bits of [`crate::abi::omit`], 0 unless a test says otherwise.
+pub const OMIT: &str = "OMIT";
 /// Read-only global with [`crate::abi::ABI_VERSION`], which the loader compares.
 pub const ABI_VERSION: &str = "ABI_VERSION";

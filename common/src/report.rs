@@ -43,7 +43,9 @@ pub const fn minute(now_ns: u64) -> u32 {
 }
 
 /// Decides what becomes of a sighting at `now_ns` (CLOCK_BOOTTIME) of an address with these `windows`, by a
-/// host that is remembered as `claimant`, or is not. Returns the windows as they are after it.
+/// host that is remembered as `claimant`, or is not. Returns the windows as they are after it. What the program itself
+/// has done about a claim has to be known, so that is reported (`due`) beyond all bounds: there is one defence in
+/// DEFEND_INTERVAL and one fall in the life of a claim.
 ///
 /// The caller counts the frame: with [`Admission::Flood`] in the record's flood, else with the claimant. With
 /// [`Admission::Report`] the claimant's minute becomes [`minute`], and a host that was not remembered is now.
@@ -52,6 +54,7 @@ pub fn admit(
     windows: Windows,
     claimant: Option<Claimant>,
     kind: EventKind,
+    due: bool,
     now_ns: u64,
 ) -> (Windows, Admission) {
     let mut windows = windows;
@@ -69,13 +72,13 @@ pub fn admit(
         }
         let claim = matches!(kind, EventKind::Claim);
         let repeats = if claim { &mut windows.claim_repeats } else { &mut windows.other_repeats };
-        if *repeats >= REPEATS_PER_SECOND {
+        if *repeats >= REPEATS_PER_SECOND && !due {
             return (windows, Admission::Fold);
         }
         *repeats += 1;
         return (windows, Admission::Report { repeat: true });
     }
-    if windows.claimants < CLAIMANTS_PER_MINUTE {
+    if windows.claimants < CLAIMANTS_PER_MINUTE || due {
         windows.claimants += 1;
         return (windows, Admission::Report { repeat: false });
     }
@@ -113,8 +116,12 @@ mod tests {
 
     impl Kept {
         fn sighting(&mut self, host: u64, kind: EventKind, now_ns: u64) -> Admission {
+            self.handled(host, kind, false, now_ns)
+        }
+
+        fn handled(&mut self, host: u64, kind: EventKind, due: bool, now_ns: u64) -> Admission {
             let remembered = self.claimants.get(&(host, kind)).copied();
-            let (windows, admission) = admit(self.windows, remembered, kind, now_ns);
+            let (windows, admission) = admit(self.windows, remembered, kind, due, now_ns);
             self.windows = windows;
             if matches!(admission, Admission::Report { .. }) {
                 let claimant = Claimant { frames: 1, told: 1, minute: minute(now_ns), pad: 0 };
@@ -162,6 +169,20 @@ mod tests {
         }
         assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Fold);
         assert_eq!(kept.sighting(1, EventKind::Claim, START + SECOND), Admission::Report { repeat: true });
+    }
+
+    #[test]
+    fn what_the_program_has_done_about_a_claim_is_reported_beyond_all_bounds() {
+        let mut kept = Kept::default();
+        for host in 0..=64 {
+            for _ in 0..=REPEATS_PER_SECOND {
+                kept.sighting(host, EventKind::Claim, START);
+            }
+        }
+        assert_eq!(kept.sighting(1, EventKind::Claim, START), Admission::Fold);
+        assert_eq!(kept.sighting(65, EventKind::Claim, START), Admission::Flood { due: false });
+        assert_eq!(kept.handled(1, EventKind::Claim, true, START), Admission::Report { repeat: true });
+        assert_eq!(kept.handled(65, EventKind::Claim, true, START), Admission::Report { repeat: false });
     }
 
     #[test]

@@ -179,8 +179,15 @@ impl StateWord {
     }
 
     /// The generation, which every claim of the address raises.
+    #[inline(always)]
     pub const fn generation(self) -> u8 {
         (self.0 >> 56) as u8
+    }
+
+    /// The generation plus 256, as records name it: there 0 is none.
+    #[inline(always)]
+    pub const fn mark(self) -> u32 {
+        (self.0 >> 56) as u32 | 256
     }
 }
 
@@ -218,6 +225,7 @@ mod tests {
                 assert!(word.is(state));
                 assert_eq!(word.is_local(), flags & StateWord::LOCAL != 0);
                 assert_eq!(word.generation(), 0xa5);
+                assert_eq!(word.mark(), 256 + 0xa5);
                 assert_eq!(word.may_answer(), state.may_answer());
                 assert_eq!(State::from_number(state as u8), Some(state));
             }

@@ -1,50 +1,116 @@
 //! Records what a frame says of a managed address and reports as much of it as [`report`] admits.
 
 use arpwarden_common::{
-    abi::{Claimant, ClaimantKey, Counter, Event, EventKind, Port, Record},
+    abi::{Claimant, ClaimantKey, Counter, Event, EventKind, Record},
+    defence::Reaction,
     net::MacAddr,
     report::{self, Admission},
-    verdict::{Seen, Sighting},
-    wire::arp::Frame,
+    state::StateWord,
+    verdict::Sighting,
+    wire::arp::{Frame, Parsed, parse},
 };
 use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
 use aya_log_ebpf::info;
 
 use crate::{
-    maps::{self, CLAIMANTS, EVENTS},
+    atomic,
+    maps::{self, CLAIMANTS, EVENTS, Place},
+    packet::Packet,
     stats,
 };
 
-/// Counts, records and reports a sighting.
-#[inline(never)]
-pub(crate) fn report(ctx: &XdpContext, port: &Port, frame: &Frame, sighting: &Sighting) {
-    let (counter, kind, seen, flags) = match sighting {
-        Sighting::None => return,
-        Sighting::Claim(seen) => (Counter::Claims, EventKind::Claim, Some(seen), 0),
-        Sighting::Probe(seen) => (Counter::Probes, EventKind::Probe, Some(seen), 0),
-        Sighting::Echo(seen) => (Counter::Echoes, EventKind::Echo, seen.as_ref(), 0),
-        Sighting::Sibling(seen) => (Counter::Siblings, EventKind::Echo, seen.as_ref(), Event::SIBLING),
+/// Counts, records and reports a sighting; a claim was met by `reaction`.
+#[inline(always)]
+pub(crate) fn report(packet: &Packet, sighting: &Sighting<Place>, reaction: Reaction) {
+    let (counter, kind, entry, flags) = match sighting {
+        Sighting::Claim(entry) => (Counter::Claims, EventKind::Claim, Some(entry), done(reaction)),
+        Sighting::Probe(entry) => (Counter::Probes, EventKind::Probe, Some(entry), 0),
+        Sighting::Echo(entry) => (Counter::Echoes, EventKind::Echo, entry.as_ref(), 0),
+        Sighting::Sibling(entry) => (Counter::Siblings, EventKind::Echo, entry.as_ref(), Event::SIBLING),
     };
     stats::count(counter);
-    let Some(seen) = seen else { return };
-    let Some(record) = maps::record(seen.entry.slot) else { return };
+    if let Some(entry) = entry {
+        let what = What::new(kind, flags, entry.contested());
+        report_of(packet, entry.place.slot, entry.place.record, entry.word, what);
+    }
+}
+
+/// The flag that tells of the reaction.
+const fn done(reaction: Reaction) -> u8 {
+    match reaction {
+        Reaction::Nothing => 0,
+        Reaction::Defend => Event::DEFENDED,
+        Reaction::Fall => Event::FELL,
+    }
+}
+
+/// What is to be reported, in one register: kind (bits 0–7), flags of the event (8–15), whether it is a conflict (16).
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct What(u32);
+
+impl What {
+    #[inline(always)]
+    const fn new(kind: EventKind, flags: u8, contested: bool) -> Self {
+        Self(kind as u32 | (flags as u32) << 8 | (contested as u32) << 16)
+    }
+
+    #[inline(always)]
+    fn kind(self) -> EventKind {
+        if self.0 & 0xff == EventKind::Claim as u32 {
+            EventKind::Claim
+        } else if self.0 & 0xff == EventKind::Probe as u32 {
+            EventKind::Probe
+        } else {
+            EventKind::Echo
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "these eight bits are meant")]
+    const fn flags(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    #[inline(always)]
+    const fn contested(self) -> bool {
+        self.0 >> 16 != 0
+    }
+}
+
+/// Records and reports what the frame says of the address in `slot`. All arguments are in registers and the frame is read
+/// once more: passed by reference its fields would lie on the caller's stack, where they are in the way of every frame,
+/// and two frames have to fit.
+#[inline(never)]
+fn report_of(packet: &Packet, slot: u32, record: *mut Record, word: StateWord, what: What) {
+    let (Parsed::Arp(frame), Some(port)) = (parse(packet), maps::port(packet.ingress())) else { return };
     let now_ns = maps::now_ns();
+    let kind = what.kind();
     let owner_changed = write_down(record, kind, frame.sender_mac, now_ns);
-    if matches!(kind, EventKind::Claim) && !seen.contested && !owner_changed {
+    if matches!(kind, EventKind::Claim) && !what.contested() && !owner_changed {
         return;
     }
-    let flags = if owner_changed { flags | Event::OWNER_CHANGED } else { flags };
-    admit(ctx, record, &Facts { port, frame, seen, kind, flags, now_ns });
+    let flags = if owner_changed { what.flags() | Event::OWNER_CHANGED } else { what.flags() };
+    let interface = port.interface;
+    admit(packet.ctx(), record, &Facts { interface, frame: &frame, slot, word, kind, flags, now_ns });
 }
 
 /// What an event is made of.
 struct Facts<'a> {
-    port: &'a Port,
+    interface: u32,
     frame: &'a Frame,
-    seen: &'a Seen,
+    slot: u32,
+    word: StateWord,
     kind: EventKind,
     flags: u8,
     now_ns: u64,
+}
+
+impl Facts<'_> {
+    /// Whether the program has done something about the claim.
+    const fn due(&self) -> bool {
+        self.flags & (Event::DEFENDED | Event::FELL) != 0
+    }
 }
 
 /// Adds the frame to the record; tells whether it is a claim by another host than the latest one was.
@@ -55,18 +121,18 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
     unsafe {
         match kind {
             EventKind::Claim => {
-                stats::add_one(&raw mut (*record).claims);
+                atomic::add_one(&raw mut (*record).claims);
                 let owner = (&raw const (*record).owner).read_volatile();
                 (&raw mut (*record).owner).write_volatile(sender);
                 (&raw mut (*record).owner_seen_ns).write_volatile(now_ns);
                 owner != sender
             }
             EventKind::Probe => {
-                stats::add_one(&raw mut (*record).probes);
+                atomic::add_one(&raw mut (*record).probes);
                 false
             }
             EventKind::Echo | EventKind::Flood => {
-                stats::add_one(&raw mut (*record).echoes);
+                atomic::add_one(&raw mut (*record).echoes);
                 false
             }
         }
@@ -76,14 +142,14 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
 /// Reports the frame, folds it or adds it to the flood.
 #[inline(always)]
 fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
-    let key = ClaimantKey::new(facts.seen.entry.slot, facts.frame.sender_mac, facts.kind);
+    let key = ClaimantKey::new(facts.slot, facts.frame.sender_mac, facts.kind);
     let claimant = CLAIMANTS.get_ptr_mut(key);
     // SAFETY: both pointers are valid aligned map values. They are copied and written as a whole; what CPUs that
     // race lose that way are bounds, never counts (`Windows`).
     let admission = unsafe {
         let windows = (&raw const (*record).windows).read();
-        let (windows, admission) =
-            report::admit(windows, claimant.map(|place| place.read()), facts.kind, facts.now_ns);
+        let claimant = claimant.map(|place| place.read());
+        let (windows, admission) = report::admit(windows, claimant, facts.kind, facts.due(), facts.now_ns);
         (&raw mut (*record).windows).write(windows);
         admission
     };
@@ -109,7 +175,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
                     let Some(claimant) = CLAIMANTS.get_ptr_mut(key) else {
                         return stats::count(Counter::EventsLost);
                     };
-                    (claimant, first.then_some((facts.kind, facts.flags)))
+                    (claimant, (first || facts.due()).then_some((facts.kind, facts.flags)))
                 }
                 (Some(claimant), Admission::Fold | Admission::Flood { .. }) => (claimant, None),
                 (None, Admission::Fold | Admission::Flood { .. }) => return,
@@ -120,7 +186,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
         }
     };
     // SAFETY: a counter in a valid aligned map value.
-    unsafe { stats::add_one(total) };
+    unsafe { atomic::add_one(total) };
     if let Some((kind, flags)) = event {
         send(ctx, total, told, facts, kind, flags);
     }
@@ -151,28 +217,30 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
         told.write_volatile(total);
         count
     };
-    let Facts { port, frame, seen, .. } = facts;
+    let Facts { interface, frame, slot, word, .. } = *facts;
     entry.write(Event {
         kernel_time_ns: maps::boot_ns(),
         count,
-        slot: seen.entry.slot,
-        interface: port.interface,
+        slot,
+        interface,
         vlan: frame.vlan,
-        address: seen.address,
+        address: frame.concerns(),
         claimant: frame.sender_mac.octets(),
         ethernet_source: frame.source.octets(),
         kind: kind as u8,
         form: frame.form() as u8,
         operation: frame.operation as u8,
         flags,
-        generation: seen.entry.word.generation(),
-        state: seen.entry.word.state_number(),
+        generation: word.generation(),
+        state: word.state_number(),
         pad: 0,
         pad_end: 0,
     });
     entry.submit(0);
     // As often as events, so as bounded as they are. Words of one length spare the verifier a loop.
     let what = match kind {
+        EventKind::Claim if flags & Event::DEFENDED != 0 => "fight",
+        EventKind::Claim if flags & Event::FELL != 0 => "yield",
         EventKind::Claim => "claim",
         EventKind::Probe => "probe",
         EventKind::Flood => "flood",
@@ -183,7 +251,7 @@ fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, 
         target: "arpwarden",
         "{} address={:i} claimant={:mac} ethernet_source={:mac}",
         what,
-        seen.address.octets(),
+        frame.concerns().octets(),
         frame.sender_mac.octets(),
         frame.source.octets()
     );

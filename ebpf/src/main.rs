@@ -1,34 +1,44 @@
-//! The XDP program: a thin shell around [`arpwarden_common::verdict`].
+//! The XDP program and the guard: a thin shell around [`arpwarden_common::verdict`].
 //!
 //! It runs on the BPF target only. What stands under `not(target_arch = "bpf")` lets editors and lints read it on
 //! the host.
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the BPF target has no stable atomics"))]
 
+mod askers;
+mod atomic;
+mod defence;
 mod events;
+mod guard;
 mod maps;
 mod packet;
 mod reply;
 mod stats;
 
 use arpwarden_common::{
-    abi,
-    verdict::{Outcome, Sighting, verdict},
-    wire::arp::{Parsed, parse},
+    abi::{self, Port, omit},
+    defence::Reaction,
+    verdict::{Asking, Outcome, Sighting, Witness, verdict},
+    wire::arp::{Frame, Parsed, parse},
 };
 use aya_ebpf::{
     Global,
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    macros::xdp,
-    programs::XdpContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::{debug, trace};
 
+use maps::{Maps, Place};
 use packet::Packet;
 
 /// Read back by the loader: [`arpwarden_common::names::ABI_VERSION`].
 #[unsafe(no_mangle)]
 static ABI_VERSION: Global<u32> = Global::new(abi::ABI_VERSION);
+
+/// Set by tests before loading: [`arpwarden_common::names::OMIT`].
+#[unsafe(no_mangle)]
+static OMIT: Global<u32> = Global::new(0);
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
@@ -46,6 +56,18 @@ fn arpwarden(ctx: XdpContext) -> u32 {
     respond(Packet::new(ctx))
 }
 
+/// [`arpwarden_common::names::GUARD`].
+#[classifier]
+fn arpwarden_guard(ctx: TcContext) -> i32 {
+    guard::guard(&ctx)
+}
+
+/// Whether a safety of [`omit`] is left out. The value is frozen, so what hangs on it costs nothing once loaded.
+#[inline(always)]
+fn omits(safety: u32) -> bool {
+    OMIT.load() & safety != 0
+}
+
 #[inline(always)]
 fn respond(mut packet: Packet) -> u32 {
     let frame = match parse(&packet) {
@@ -55,14 +77,15 @@ fn respond(mut packet: Packet) -> u32 {
         Parsed::Arp(frame) => frame,
     };
     let Some(port) = maps::port(packet.ingress()) else { return pass(Outcome::InactivePort) };
-    let verdict = verdict(&frame, &port, &maps::Maps);
-    if verdict.sighting != Sighting::None {
-        events::report(packet.ctx(), &port, &frame, &verdict.sighting);
-    }
-    stats::count(verdict.outcome.counter());
-    match verdict.outcome {
-        Outcome::Answered { slot, mac } => {
-            stats::answered(slot);
+    let observes = port.flags & Port::OBSERVE != 0;
+    let outcome = verdict(&frame, &port, &Maps, &Incoming { packet: &packet, frame: &frame, observes });
+    stats::count(outcome.counter());
+    match outcome {
+        Outcome::Answered { place, mac } => {
+            stats::answered(place.slot);
+            if observes {
+                return XDP_PASS;
+            }
             trace!(
                 packet.ctx(),
                 target: "arpwarden",
@@ -72,8 +95,14 @@ fn respond(mut packet: Packet) -> u32 {
             );
             reply::turn_around(&mut packet, &frame, mac).map_or(XDP_PASS, |()| XDP_TX)
         }
-        Outcome::Shielded { slot } => {
-            stats::shielded(slot);
+        Outcome::Defended { mac } => {
+            reply::announce(&mut packet, &frame, mac, frame.sender_ip).map_or(XDP_PASS, |()| XDP_TX)
+        }
+        Outcome::Shielded { place } => {
+            stats::shielded(place.slot);
+            if observes || omits(omit::SHIELD) {
+                return XDP_PASS;
+            }
             debug!(
                 packet.ctx(),
                 target: "arpwarden",
@@ -95,9 +124,38 @@ fn respond(mut packet: Packet) -> u32 {
     }
 }
 
+/// A frame that came in, of which the verdict tells what it says.
+struct Incoming<'a> {
+    packet: &'a Packet,
+    frame: &'a Frame,
+    /// [`Port::OBSERVE`] is set.
+    observes: bool,
+}
+
+impl Witness<Place> for Incoming<'_> {
+    #[inline(always)]
+    fn saw(&self, sighting: Sighting<Place>) -> Reaction {
+        let reaction = match &sighting {
+            Sighting::Claim(claimed) if claimed.may_answer && !self.observes => {
+                defence::meet(claimed, self.packet.ingress())
+            }
+            Sighting::Claim(_) | Sighting::Probe(_) | Sighting::Echo(_) | Sighting::Sibling(_) => {
+                Reaction::Nothing
+            }
+        };
+        events::report(self.packet, &sighting, reaction);
+        reaction
+    }
+
+    #[inline(always)]
+    fn asks(&self, asking: Asking<Place>) {
+        askers::note(&asking, self.frame);
+    }
+}
+
 /// Counts an outcome that was clear before the verdict.
 #[inline(always)]
-fn pass(outcome: Outcome) -> u32 {
+fn pass(outcome: Outcome<Place>) -> u32 {
     stats::count(outcome.counter());
     XDP_PASS
 }

@@ -3,18 +3,21 @@
 use arpwarden_common::{
     abi::{
         AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Group, Hint, MAX_ADDRESSES,
-        MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot,
+        MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot, omit,
     },
+    defence::Clocks,
     net::{Ipv4, MacAddr},
     state::StateWord,
-    verdict::{Entry, Tables},
+    verdict::{Entry, Standing, Tables},
 };
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns},
+    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
+
+use crate::omits;
 
 #[map]
 static ADDRESSES: HashMap<PackedKey, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
@@ -31,9 +34,9 @@ pub(crate) static ADDRESS_COUNTERS: PerCpuArray<AddressCounters> =
 pub(crate) static CLAIMANTS: LruHashMap<ClaimantKey, Claimant> =
     LruHashMap::with_max_entries(MAX_CLAIMANTS, 0);
 #[map]
-pub(crate) static GROUPS: Array<Group> = Array::with_max_entries(MAX_GROUPS, BPF_F_MMAPABLE);
+static GROUPS: Array<Group> = Array::with_max_entries(MAX_GROUPS, BPF_F_MMAPABLE);
 #[map]
-pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
 static PORTS: Array<PortPlace> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
@@ -95,10 +98,38 @@ pub(crate) fn port(index: u32) -> Option<Port> {
     })
 }
 
-/// The record of the address in `slot`, shared by all CPUs.
+/// Where an address is in the maps.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// Its slot number.
+    pub(crate) slot: u32,
+    /// Its record, a valid aligned map value shared by all CPUs: looked up once for each frame.
+    pub(crate) record: *mut Record,
+}
+
+/// What the group says; one that is not in the map is silent.
 #[inline(always)]
-pub(crate) fn record(slot: u32) -> Option<*mut Record> {
-    RECORDS.get_ptr_mut(slot)
+fn group(number: u32) -> Group {
+    let Some(place) = GROUPS.get_ptr(number) else { return Group::default() };
+    // SAFETY: a valid aligned `Group`. User space writes it meanwhile, so each field is read once, the word first: it
+    // is written last when a group begins to answer.
+    unsafe {
+        let word = (&raw const (*place).word).read_volatile();
+        Group { word, lease_until_ns: (&raw const (*place).lease_until_ns).read_volatile() }
+    }
+}
+
+/// What the daemon says of itself.
+#[inline(always)]
+pub(crate) fn control() -> Control {
+    let Some(place) = CONTROL.get_ptr(0) else { return Control::default() };
+    // SAFETY: a valid aligned `Control`. User space writes it meanwhile: the heartbeat last, so that a fresh one comes
+    // with the sleep that it has looked at.
+    unsafe {
+        let heartbeat_ns = (&raw const (*place).heartbeat_ns).read_volatile();
+        let slept_ns = (&raw const (*place).slept_ns).read_volatile();
+        Control { heartbeat_ns, slept_ns, layout: 0 }
+    }
 }
 
 /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old: reading the clock for each frame would cost more than
@@ -124,56 +155,106 @@ pub(crate) fn boot_ns() -> u64 {
     unsafe { bpf_ktime_get_boot_ns() }
 }
 
+/// Both clocks, now.
+#[inline(always)]
+pub(crate) fn clocks() -> Clocks {
+    // SAFETY: the helper takes nothing and only reads.
+    Clocks { boot_ns: boot_ns(), monotonic_ns: unsafe { bpf_ktime_get_ns() } }
+}
+
 /// The maps, as the verdict sees them.
 pub(crate) struct Maps;
 
 impl Tables for Maps {
+    type Place = Place;
+
     #[inline(always)]
-    fn address(&self, key: &AddressKey) -> Option<Entry> {
+    fn address(&self, key: &AddressKey) -> Option<Entry<Place>> {
         let hint = HINTS.get_ptr(Hint::place(key.address))?;
         // SAFETY: a valid aligned value; a plain integer, so whatever is read is one.
         let hint = unsafe { hint.read_volatile() };
         if hint == Hint::NONE {
             return None;
         }
-        // A hint that leads to another address is no proof that this one is not managed: the hash is.
-        hint.named().and_then(|slot| entry(slot, key)).or_else(|| {
-            // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
-            let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
-            entry(slot, key)
-        })
+        // A hint that leads to another address is no proof that this one is not managed: the hash is. A closure here
+        // would be a function of its own, with a frame on the stack.
+        if let Some(slot) = hint.named()
+            && let Some(entry) = entry(slot, key)
+        {
+            return Some(entry);
+        }
+        // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
+        let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
+        entry(slot, key)
     }
 
     #[inline(always)]
     fn is_own(&self, mac: MacAddr) -> bool {
         OWN_MACS.get_ptr(mac).is_some()
     }
-
-    #[inline(always)]
-    fn now_ns(&self) -> u64 {
-        now_ns()
-    }
 }
 
 /// What the slot says, if it is that of `key`.
 #[inline(always)]
-fn entry(slot: u32, key: &AddressKey) -> Option<Entry> {
+fn entry(slot: u32, key: &AddressKey) -> Option<Entry<Place>> {
+    let record = RECORDS.get_ptr_mut(slot)?;
     let place = SLOTS.get_ptr(slot)?;
-    // SAFETY: `place` is a valid aligned `Slot`. User space writes it meanwhile, so each field is read once, the word
-    // first and the key last: a slot that is reused is made vacant, gets its new key, then its lease, then its word,
-    // so a word and a lease that belong to another address are found out.
-    let (word, lease_until_ns, interface, vlan, address) = unsafe {
+    let standing = standing(place, record);
+    // SAFETY: fields of a valid aligned `Slot`, read after the word and the lease: a slot that is reused is made vacant,
+    // gets its new key, then group and lease, then its word, so a standing that belongs to another address is found out.
+    let (interface, vlan, address) = unsafe {
         (
-            (&raw const (*place).word).read_volatile(),
-            (&raw const (*place).lease_until_ns).read_volatile(),
             (&raw const (*place).interface).read_volatile(),
             (&raw const (*place).vlan).read_volatile(),
             (&raw const (*place).address).read_volatile(),
         )
     };
-    let word = StateWord::from_bits(word);
-    if (AddressKey { interface, vlan, address }) != *key || word == StateWord::VACANT {
+    if (AddressKey { interface, vlan, address }) != *key || standing.word == StateWord::VACANT {
         return None;
     }
-    Some(Entry { slot, word, lease_until_ns })
+    Some(Entry {
+        place: Place { slot, record },
+        word: standing.word,
+        may_answer: standing.may_answer(now_ns),
+    })
+}
+
+/// The standing of the address at `place`, whose word was `word` when the frame came, if it is the same still.
+#[inline(always)]
+pub(crate) fn standing_again(place: Place, word: StateWord) -> Option<Standing> {
+    let standing = standing(SLOTS.get_ptr(place.slot)?, place.record);
+    (standing.word == word).then_some(standing)
+}
+
+/// What decides about an address, each field read once. User space writes the slot meanwhile.
+#[inline(always)]
+fn standing(slot: *const Slot, record: *const Record) -> Standing {
+    // SAFETY: both are valid aligned map values.
+    let (word, lease_until_ns, of_group, fallen) = unsafe {
+        (
+            (&raw const (*slot).word).read_volatile(),
+            (&raw const (*slot).lease_until_ns).read_volatile(),
+            (&raw const (*slot).group).read_volatile(),
+            (&raw const (*record).fallen).read_volatile(),
+        )
+    };
+    let group = if of_group == 0 { Group::NONE } else { group(of_group) };
+    with_omissions(Standing { word: StateWord::from_bits(word), fallen, lease_until_ns, group })
+}
+
+/// The standing as a test that omits a safety wants it seen.
+#[inline(always)]
+fn with_omissions(mut standing: Standing) -> Standing {
+    if omits(omit::LEASE) {
+        // Those that are set stand for ever.
+        for lease_until_ns in [&mut standing.lease_until_ns, &mut standing.group.lease_until_ns] {
+            if *lease_until_ns != 0 {
+                *lease_until_ns = u64::MAX;
+            }
+        }
+    }
+    if omits(omit::FALLEN) {
+        standing.fallen = 0;
+    }
+    standing
 }

@@ -31,27 +31,3 @@ pub(crate) fn shielded(slot: u32) {
         unsafe { (*place).shielded += 1 }
     }
 }
-
-/// Adds 1 to `*place`, atomically.
-///
-/// # Safety
-/// `place` is aligned and points into a map value.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-pub(crate) unsafe fn add_one(place: *mut u64) {
-    use core::intrinsics::{AtomicOrdering, atomic_xadd};
-    // SAFETY: the caller's promise. The result is not used, so this is the form that every kernel has, not the
-    // one of Linux 5.12.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(place, 1) };
-}
-
-/// Adds 1 to `*place`, atomically.
-///
-/// # Safety
-/// `place` is aligned and points into a map value.
-#[cfg(not(target_arch = "bpf"))]
-pub(crate) unsafe fn add_one(place: *mut u64) {
-    use core::sync::atomic::{AtomicU64, Ordering};
-    // SAFETY: the caller's promise.
-    unsafe { AtomicU64::from_ptr(place) }.fetch_add(1, Ordering::Relaxed);
-}

@@ -4,18 +4,18 @@ use std::{
     cmp::Ordering,
     io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-    ptr,
+    ptr, thread,
+    time::Duration,
 };
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Claimant, ClaimantKey, Counter, Event, Hint, Port, PortPlace, Record,
-        Slot,
+        AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint, Port,
+        PortPlace, Record, Slot,
     },
-    golden::{PORT_INDEX, World},
+    golden::{GROUP, Managed, NOW, PAST_NS, PORT_INDEX, SLEPT_NS, World},
     names,
     net::{Ipv4, MacAddr},
-    verdict::Entry,
 };
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
@@ -49,6 +49,8 @@ pub struct Loaded {
     address_counters: PerCpuArray<MapData, AddressCounters>,
     claimants: HashMap<MapData, ClaimantKey, Claimant>,
     hints: Array<MapData, Hint>,
+    groups: Array<MapData, Group>,
+    control: Array<MapData, Control>,
     ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
     counters: PerCpuArray<MapData, u64>,
@@ -84,6 +86,8 @@ impl Loaded {
             address_counters: map(names::ADDRESS_COUNTERS).try_into().expect("a per-CPU array"),
             claimants: map(names::CLAIMANTS).try_into().expect("a hash"),
             hints: map(names::HINTS).try_into().expect("an array"),
+            groups: map(names::GROUPS).try_into().expect("an array"),
+            control: map(names::CONTROL).try_into().expect("an array"),
             ports: map(names::PORTS).try_into().expect("an array"),
             own_macs: map(names::OWN_MACS).try_into().expect("a hash"),
             counters: map(names::COUNTERS).try_into().expect("a per-CPU array"),
@@ -103,12 +107,29 @@ impl Loaded {
         self.xdp().fd().expect("loaded").as_fd()
     }
 
-    /// Makes the maps those of `world`, and forgets what the program has counted, remembered and reported.
+    /// Makes the maps those of `world`, whose [`NOW`] is now, and forgets what the program has counted, remembered and
+    /// reported.
     pub fn enter(&mut self, world: &World) {
         self.clear();
-        for (key, Entry { slot, word, lease_until_ns }) in &world.addresses {
-            self.put(*key, *slot, word.bits(), *lease_until_ns);
+        let (boot_ns, slept_ns) = clocks();
+        let shifted = |at: u64| if at == 0 { 0 } else { boot_ns - (NOW - at) };
+        for Managed { key, slot, value, record } in &world.addresses {
+            self.put(*key, *slot, *value);
+            let record = Record {
+                conflict: shifted(record.conflict) & !0xff | record.conflict & 0xff,
+                defended_ns: shifted(record.defended_ns),
+                moves_ns: record.moves_ns.map(shifted),
+                ..*record
+            };
+            self.records.set(*slot, record, 0).expect("a slot");
         }
+        self.set_group(GROUP, world.group);
+        let Control { layout, heartbeat_ns, slept_ns: world_slept_ns } = world.control;
+        self.set_control(Control {
+            layout,
+            heartbeat_ns: shifted(heartbeat_ns),
+            slept_ns: slept_ns.wrapping_add(world_slept_ns.wrapping_sub(SLEPT_NS)),
+        });
         if let Some(port) = world.port {
             self.put_port(PORT_INDEX, port);
         }
@@ -117,10 +138,10 @@ impl Loaded {
         }
     }
 
-    /// Puts an address into the maps.
-    pub fn put(&mut self, key: AddressKey, slot: u32, word: u64, lease_until_ns: u64) {
+    /// Puts an address into the maps: `value` in `slot`, with `key` inside and leading to it.
+    pub fn put(&mut self, key: AddressKey, slot: u32, value: Slot) {
         let AddressKey { interface, vlan, address } = key;
-        self.set_slot(slot, Slot { word, lease_until_ns, interface, vlan, address, group: 0 });
+        self.set_slot(slot, Slot { interface, vlan, address, ..value });
         self.addresses.insert(key, slot, 0).expect("room for an address");
         let place = Hint::place(address);
         let taken = self.hints.get(&place, 0).expect("a hint") != Hint::NONE;
@@ -131,6 +152,21 @@ impl Loaded {
     /// Writes a slot, whatever leads to it.
     pub fn set_slot(&mut self, slot: u32, value: Slot) {
         self.slots.set(slot, value, 0).expect("a slot");
+    }
+
+    /// Writes what a group says.
+    pub fn set_group(&mut self, number: u32, group: Group) {
+        self.groups.set(number, group, 0).expect("a group");
+    }
+
+    /// Writes what the daemon says of itself.
+    pub fn set_control(&mut self, control: Control) {
+        self.control.set(0, control, 0).expect("the one value");
+    }
+
+    /// Writes a record.
+    pub fn set_record(&mut self, slot: u32, record: Record) {
+        self.records.set(slot, record, 0).expect("a slot");
     }
 
     /// Writes the hint for an address, whatever leads to its slot.
@@ -235,6 +271,26 @@ impl Loaded {
         }
         events
     }
+}
+
+/// CLOCK_BOOTTIME, and how long the machine has slept since it booted, in nanoseconds. Waits, on a machine that has
+/// only just booted, until a world's past fits in between.
+pub fn clocks() -> (u64, u64) {
+    loop {
+        let (monotonic_ns, boot_ns) = (clock(libc::CLOCK_MONOTONIC), clock(libc::CLOCK_BOOTTIME));
+        if boot_ns > PAST_NS {
+            return (boot_ns, boot_ns - monotonic_ns);
+        }
+        thread::sleep(Duration::from_nanos(PAST_NS - boot_ns));
+    }
+}
+
+fn clock(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid `timespec` of our own to write to.
+    let done = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert_eq!(done, 0, "clock {clock}: {}", io::Error::last_os_error());
+    u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).expect("a time after boot")
 }
 
 fn keys<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Vec<K> {

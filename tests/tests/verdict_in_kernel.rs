@@ -3,14 +3,14 @@
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::{AddressKey, Counter, Event, EventKind, Hint, Record, Slot},
-    golden::{self, Action, Kind, Row, SLOT, Sees, Tags},
+    abi::{ASKERS, AddressKey, Asker, Counter, Event, EventKind, Hint, Record, Slot},
+    golden::{self, Action, Kind, Managed, Row, SLOT, Sees, Tags},
     names,
     net::{Ipv4, MacAddr, Vlan},
     report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
     state::{State, StateWord},
 };
-use arpwarden_tests::prog_run::{Loaded, xdp_action};
+use arpwarden_tests::prog_run::{Loaded, clocks, xdp_action};
 
 const SECOND_NS: u64 = 1_000_000_000;
 const MINUTE_NS: u64 = 60 * SECOND_NS;
@@ -56,11 +56,23 @@ fn check(loaded: &mut Loaded, row: &Row) {
     // A claim may ask for the second address; all other rows are about the first.
     let slot = if row.kind == Kind::ClaimAskingSecond { SLOT + 1 } else { SLOT };
     let counters = loaded.address_counters(slot);
-    assert_eq!(counters.answered, u64::from(row.action == Action::Answer), "{name}");
-    assert_eq!(counters.shielded, u64::from(row.action == Action::Drop), "{name}");
+    let counted = |counter| u64::from(row.counter == Some(counter));
+    assert_eq!(counters.answered, counted(Counter::Answered), "{name}");
+    assert_eq!(counters.shielded, counted(Counter::Shielded), "{name}");
+
+    row.check_record(|slot| loaded.record(slot), clocks().0);
+    for slot in [SLOT, SLOT + 1] {
+        let (mut there, mut expected) = (loaded.record(slot).askers, [Asker::default(); ASKERS]);
+        let asker = row.asker.filter(|(asked, _)| *asked == slot);
+        assert_eq!(there[0].seen_ns != 0, asker.is_some(), "{name}");
+        assert_eq!(there[0].followed_ns != 0, asker.is_some_and(|(_, asker)| asker.followed != 0), "{name}");
+        (there[0].seen_ns, there[0].followed_ns) = (0, 0);
+        expected[0] = asker.map_or(expected[0], |(_, asker)| asker);
+        assert_eq!(there, expected, "{name}");
+    }
 
     let record = loaded.record(SLOT);
-    let claimed = matches!(row.sees, Sees::Conflict | Sees::Claim);
+    let claimed = matches!(row.sees, Sees::Conflict | Sees::Fall | Sees::Claim);
     let echoed = matches!(row.sees, Sees::Echo | Sees::Sibling);
     assert_eq!(record.claims, u64::from(claimed), "{name}");
     assert_eq!(record.probes, u64::from(row.sees == Sees::Probe), "{name}");
@@ -71,7 +83,8 @@ fn check(loaded: &mut Loaded, row: &Row) {
         "{name}"
     );
     assert_eq!(record.owner_seen_ns != 0, claimed, "{name}");
-    assert_eq!(loaded.record(SLOT + 1), Record::default(), "{name}");
+    let second = Record { askers: [Asker::default(); ASKERS], ..loaded.record(SLOT + 1) };
+    assert_eq!(second, Record::default(), "{name}");
 
     let events = loaded.events();
     for event in &events {
@@ -90,8 +103,8 @@ fn row_in(kind: Kind, state: State) -> Row {
     golden::rows()
         .into_iter()
         .find(|row| {
-            (row.kind, row.tags, row.column.state, row.column.local, row.column.lease_until_ns)
-                == (kind, Tags::None, Some(state), true, 0)
+            (row.kind, row.tags, row.column.name, row.column.state) == (kind, Tags::None, "", Some(state))
+                && (row.column.local, row.column.lease_until_ns) == (true, 0)
         })
         .expect("the table is complete")
 }
@@ -173,12 +186,12 @@ fn what_a_full_ring_cannot_take_is_counted_and_told_later() {
     let row = row(Kind::ClaimByRequestForm);
     loaded.enter(&row.world);
     // Enough addresses to fill the ring at 64 claimants each: it holds 4,096 events.
-    let (key, entry) = row.world.addresses[0];
+    let Managed { key, value, .. } = row.world.addresses[0];
     let addresses: u8 = 70;
     for n in 0..addresses {
         let address = Ipv4::new([198, 51, 100, n]);
         let key = AddressKey { address, ..key };
-        loaded.put(key, 100 + u32::from(n), entry.word.bits(), 0);
+        loaded.put(key, 100 + u32::from(n), value);
     }
     let mut claims = 0;
     for n in 0..addresses {
@@ -250,11 +263,11 @@ fn addresses_that_share_their_last_bytes_are_told_apart() {
     let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
     let row = row(Kind::Request);
     loaded.enter(&row.world);
-    let (key, entry) = row.world.addresses[0];
+    let Managed { key, value, .. } = row.world.addresses[0];
     let [.., c, d] = golden::ADDRESS;
     let others = [[10, 0, c, d], [10, 1, c, d]];
     for (slot, address) in (100..).zip(others) {
-        loaded.put(AddressKey { address: Ipv4::new(address), ..key }, slot, entry.word.bits(), 0);
+        loaded.put(AddressKey { address: Ipv4::new(address), ..key }, slot, value);
     }
     let asked_for = |address: [u8; 4]| {
         let mut frame = row.frame.clone();
@@ -282,8 +295,7 @@ fn a_slot_that_is_vacant_or_another_addresss_answers_nothing() {
     let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
     let row = row(Kind::Request);
     loaded.enter(&row.world);
-    let (AddressKey { interface, vlan, address }, entry) = row.world.addresses[0];
-    let good = Slot { word: entry.word.bits(), lease_until_ns: 0, interface, vlan, address, group: 0 };
+    let Managed { key: AddressKey { interface, vlan, .. }, value: good, .. } = row.world.addresses[0];
     let others = [
         Slot { word: StateWord::VACANT.bits(), ..good },
         Slot { interface: interface + 1, ..good },

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::protocol::{ClaimWay, DefendPolicy, ProfileName};
+use crate::protocol::{ClaimWay, DefendPolicy, ProfileName, RegisterWay, RemovedPolicy};
 
 /// Holds IPv4 addresses on a network: answers ARP from XDP, announces, watches, defends.
 #[derive(Parser, Debug)]
@@ -35,25 +35,31 @@ fn instance_name(text: &str) -> Result<String, String> {
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run the daemon until SIGTERM, SIGINT or `unload`; then everything is released
+    /// Run the daemon until SIGTERM, SIGINT or `unload`
     Run(Run),
     /// Bring addresses online: claim, register, answer, announce
     Online(Online),
     /// Give addresses up: silent at once, then off the interface
     Offline(Offline),
+    /// Prolong the lease of addresses; past it they may not answer, whatever the daemon does
+    Renew(Renew),
     /// Watch addresses of other hosts: record the owner, report changes
     Watch(Watch),
     /// Watch addresses no more
     Unwatch(Addresses),
     /// Announce addresses of ours again
     Announce(Addresses),
+    /// Ask the hosts that asked for an address lately, and the gateway, in its name: their caches follow at once
+    Repair(Addresses),
     /// Is an address free? Needs no daemon. 0 free, 3 taken, 1 could not tell
     Probe(Probe),
     /// States, owners, counters, attach modes
     Status(Status),
+    /// Why is an address (not) answered?
+    Explain(Explain),
     /// What happened; the recent past first
     Events(Events),
-    /// Release everything and end the daemon; without one, take leftovers of a crash off the interfaces
+    /// Release everything and end the daemon; without one, take off all that an earlier run has left
     Unload,
     /// Print a completion script
     Completions {
@@ -82,6 +88,9 @@ pub struct Run {
     /// Allow a link that bounces for seconds when the program is attached (`run` always does)
     #[arg(long)]
     pub attach_now: bool,
+    /// Answer, announce and register nothing; say what would have been done
+    #[arg(long)]
+    pub observe: bool,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -108,6 +117,8 @@ pub enum OnExit {
     /// Yield, deregister, unload
     #[default]
     Release,
+    /// Leave everything as it is: addresses stay answered, the next start goes on with them
+    Keep,
 }
 
 #[derive(Args, Debug)]
@@ -139,16 +150,66 @@ pub struct Online {
     /// Put the program on the interface if it does not carry it; that can bounce the link for seconds
     #[arg(long)]
     pub attach_now: bool,
+    /// May not answer after so long unless renewed, 0.1 to 86400
+    #[arg(long, value_name = "SECONDS", value_parser = lease_seconds)]
+    pub lease: Option<f64>,
+    /// Whether the address is put on the interface
+    #[arg(long, value_enum, default_value_t)]
+    pub register: RegisterWay,
+    /// What to do when somebody takes the address off the interface
+    #[arg(long, value_enum, default_value_t)]
+    pub on_removed: RemovedPolicy,
+    /// With --lease: although another interface of this host may answer for the address too
+    #[arg(long)]
+    pub allow_flux: bool,
+    /// With --register none: although no local route leads to the address
+    #[arg(long)]
+    pub blackhole_ok: bool,
 }
 
 /// The longest `--wait`: a day.
 const MAX_WAIT: f64 = 86_400.0;
+/// The same in milliseconds.
+pub const MAX_WAIT_MS: u64 = 86_400_000;
 
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if (0.0..=MAX_WAIT).contains(&seconds) => Ok(seconds),
         Ok(_) | Err(_) => Err(format!("give seconds between 0 and {MAX_WAIT}")),
     }
+}
+
+/// The longest lease: a day. The shortest is a few of the program's ticks of 10 ms.
+const LEASE: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
+
+fn lease_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if LEASE.contains(&seconds) => Ok(seconds),
+        Ok(_) | Err(_) => Err(format!("give seconds between {} and {}", LEASE.start(), LEASE.end())),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct Renew {
+    /// Which addresses
+    #[arg(required_unless_present = "all", value_name = "ADDR")]
+    pub addresses: Vec<String>,
+    /// All that have a lease
+    #[arg(long, conflicts_with = "addresses")]
+    pub all: bool,
+    /// From now on, 0.1 to 86400
+    #[arg(long, value_name = "SECONDS", value_parser = lease_seconds)]
+    pub lease: f64,
+    /// On this interface only
+    #[arg(long = "iface", value_name = "IF")]
+    pub interface: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Explain {
+    /// Which address
+    #[arg(value_name = "ADDR")]
+    pub address: Ipv4Addr,
 }
 
 #[derive(Args, Debug)]

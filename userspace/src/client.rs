@@ -81,9 +81,13 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
                     check_ms: online.check,
                     profile: online.profile,
                     defend: online.defend,
-                    // At most 86,400,000, checked by the command line.
-                    wait_ms: Duration::from_secs_f64(online.wait).as_millis().try_into().unwrap_or(u64::MAX),
+                    wait_ms: milliseconds(online.wait),
                     adopt: online.adopt,
+                    lease_ms: online.lease.map(milliseconds),
+                    register: online.register,
+                    on_removed: online.on_removed,
+                    allow_flux: online.allow_flux,
+                    blackhole_ok: online.blackhole_ok,
                 },
                 attach_now: online.attach_now,
             };
@@ -102,6 +106,18 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
         cli::Command::Announce(some) => on_addresses(instance, &some.addresses, |addresses| {
             Request::Announce { addresses, interface: some.interface.clone() }
         }),
+        cli::Command::Renew(renew) => on_addresses(instance, &renew.addresses, |addresses| Request::Renew {
+            addresses,
+            interface: renew.interface.clone(),
+            lease_ms: milliseconds(renew.lease),
+        }),
+        cli::Command::Repair(some) => on_addresses(instance, &some.addresses, |addresses| Request::Repair {
+            addresses,
+            interface: some.interface.clone(),
+        }),
+        cli::Command::Explain(explain) => {
+            ask(instance, &Request::Explain { address: explain.address }, Show::Results)
+        }
         cli::Command::Status(status) => {
             ask(instance, &Request::Status { address: status.address }, Show::Status { json: status.json })
         }
@@ -113,6 +129,11 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
         | cli::Command::Unload
         | cli::Command::Completions { .. } => Exit::Usage,
     }
+}
+
+/// `seconds`, at most 86,400 and not negative as the command line has checked, in milliseconds.
+fn milliseconds(seconds: f64) -> u64 {
+    u64::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap_or(u64::MAX)
 }
 
 fn on_addresses(
@@ -233,6 +254,11 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
                     write_status(&mut out, &status)?;
                 }
             }
+            Response::Explanation { facts } => {
+                for fact in facts {
+                    writeln!(out, "{fact}")?;
+                }
+            }
             Response::Event { event } => {
                 if matches!(show, Show::Events { json: true }) {
                     writeln!(out, "{}", serde_json::to_string(&event)?)?;
@@ -258,11 +284,21 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
 
 fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
     writeln!(out, "instance {}", status.instance)?;
+    if status.observe {
+        writeln!(out, "observing: nothing is answered, announced or registered; states say what would be")?;
+    }
     for interface in &status.interfaces {
+        let missing =
+            |there: bool, what: &str| if there { String::new() } else { format!(", {what} MISSING") };
         writeln!(
             out,
-            "interface {}: attached {}, vlan_tags {}",
-            interface.interface, interface.attach_mode, interface.vlan_tags
+            "interface {}: {}, attached {}, vlan_tags {}{}{}",
+            interface.interface,
+            if interface.running { "up" } else { "down" },
+            interface.attach_mode,
+            interface.vlan_tags,
+            missing(interface.program, "program"),
+            missing(interface.guard, "guard"),
         )?;
     }
     for lost in &status.degraded {
@@ -271,13 +307,14 @@ fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
     let bold = |text: &str| {
         if io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
     };
-    let row = |cells: [&str; 8]| {
-        let [address, interface, state, may, owner, answered, claims, defences] = cells;
+    let row = |cells: [&str; 9]| {
+        let [address, interface, state, may, owner, lease, answered, claims, defences] = cells;
         format!(
-            "{address:<18} {interface:<15} {state:<11} {may:<7} {owner:<17} {answered:>9} {claims:>7} {defences:>8}"
+            "{address:<18} {interface:<15} {state:<11} {may:<7} {owner:<17} {lease:>7} {answered:>9} {claims:>7} {defences:>8}"
         )
     };
-    let head = row(["ADDRESS", "INTERFACE", "STATE", "ANSWERS", "OWNER", "ANSWERED", "CLAIMS", "DEFENCES"]);
+    let head =
+        row(["ADDRESS", "INTERFACE", "STATE", "ANSWERS", "OWNER", "LEASE", "ANSWERED", "CLAIMS", "DEFENCES"]);
     if !status.addresses.is_empty() {
         writeln!(out, "{}", bold(&head))?;
     }
@@ -296,11 +333,25 @@ fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
                 &address.state,
                 if address.may_answer { "yes" } else { "no" },
                 address.owner.as_deref().unwrap_or("unknown"),
+                &address.lease_left.map_or_else(|| "-".to_owned(), |left| format!("{left:.1} s")),
                 &address.counters.answered.to_string(),
                 &address.counters.claims.to_string(),
                 &address.counters.defences.to_string(),
             ])
         )?;
+        for asker in &address.askers {
+            let told = asker.told_ago.map_or_else(String::new, |ago| format!(", told {ago:.1} s ago"));
+            let followed = match (asker.followed, asker.followed_after) {
+                (true, Some(after)) => format!(", followed after {after:.3} s"),
+                (true, None) => ", follows".to_owned(),
+                (false, _) => String::new(),
+            };
+            writeln!(
+                out,
+                "  asked by {} at {} {:.1} s ago{told}{followed}",
+                asker.address, asker.mac, asker.asked_ago
+            )?;
+        }
     }
     let counters = status
         .counters

@@ -2,45 +2,49 @@
 //! what it wants.
 
 mod commands;
+mod explain;
 mod host;
+mod registrar;
+mod start;
 
 use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
     abi::{self, AddressKey},
+    defence,
     net::MacAddr,
-    wire::arp::Form,
+    wire::arp::{Form, Outgoing},
 };
 use arpwarden_engine::{
-    Action, Engine, Input, RequestId,
+    Action, Engine, Input, MonoTime, OnlineSpec, Purpose, RequestId,
     input::{Claimant, Sighting, SightingKind},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::{signal::unix::Signal, sync::mpsc};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     cli, client,
     events::Journal,
     exit::Exit,
-    instance::{self, Instance, Lock},
+    instance::{Instance, Lock},
     io::{
         arp_socket::ArpSocket,
-        bpf::{self, Datapath, EventReader, Mode},
+        bpf::{self, Datapath, EventReader, Mode, Presence},
         clock::{self, Timer},
-        control::{self, Command, Reply},
+        control::{Command, Reply},
         dice::KernelDice,
         link::{self, DisabledOffload, Link},
         netlink::{Changes, Netlink},
     },
-    protocol::Response,
+    protocol::{How, Response},
+    state_file::{Claimed, StateFile},
 };
 
 use commands::Verb;
 pub use commands::taken;
+pub use registrar::remove_leftovers;
+use registrar::{Done, Order};
 
 /// Why the daemon did not start or did not end well.
 #[derive(Debug)]
@@ -49,14 +53,19 @@ pub struct Stop {
     pub exit: Exit,
     /// In words, with causes.
     pub error: anyhow::Error,
-    /// Addresses are still on interfaces: the journal must stay for the next start.
-    left: bool,
+    /// Something is left for the next start: its state file must stay.
+    leaves: bool,
 }
 
 impl Stop {
     /// A stop with this exit code.
     pub fn new(exit: Exit, error: anyhow::Error) -> Self {
-        Self { exit, error, left: false }
+        Self { exit, error, leaves: false }
+    }
+
+    /// A failure behind which something is left that the next start, or `unload`, needs the state file for.
+    pub fn leaving(error: anyhow::Error) -> Self {
+        Self { leaves: true, ..Self::failed(error) }
     }
 
     /// A failure; exit code 5 if a permission is behind it, else 1.
@@ -84,20 +93,9 @@ const EVENTS_AT_ONCE: usize = 64;
 const COMMANDS: usize = 16;
 /// How long an orderly end waits for the kernel to take one more address off.
 const END_PATIENCE: Duration = Duration::from_secs(5);
-
-/// A registration to be done, in order.
-#[derive(Debug)]
-enum Order {
-    Register(AddressKey, u8),
-    Deregister(AddressKey, u8),
-}
-
-/// How it went.
-#[derive(Debug)]
-struct Done {
-    order: Order,
-    result: Result<(), String>,
-}
+/// How often the daemon says that it lives and looks whether everything is in its place: a third of what a heartbeat
+/// is good for ([`abi::Control::HEARTBEAT_LASTS_NS`]).
+const HEARTBEAT: Duration = Duration::from_nanos(abi::Control::HEARTBEAT_LASTS_NS / 3);
 
 /// The client of a request. The last one to let go of it says the end of the request.
 struct Client {
@@ -137,6 +135,8 @@ struct Pending {
     client: Rc<Client>,
     key: AddressKey,
     verb: Verb,
+    /// To be said when it succeeds.
+    warning: Option<String>,
 }
 
 /// An interface that carries the program.
@@ -146,28 +146,65 @@ struct Carrier {
     vlan_tags: &'static str,
     /// Switched off so that VLAN tags are seen; switched on again at the end.
     offload: Option<DisabledOffload>,
+    /// What is on it.
+    presence: Presence,
+    /// Until then its link may be down because of what we did to it, which nobody is to be told.
+    settling_until: Option<MonoTime>,
+}
+
+/// What has become known of an address that the maps don't tell.
+#[derive(Default)]
+struct Notes {
+    /// When the first announcement of its claim left.
+    announced: Option<MonoTime>,
+    /// Who was asked in its name, and when.
+    told: BTreeMap<Ipv4Addr, MonoTime>,
+    /// What of its claim is no part of the engine's.
+    how: How,
+}
+
+/// How a run ended well.
+enum Ended {
+    /// Everything was released.
+    Released,
+    /// Everything was left as it is.
+    Kept,
 }
 
 struct Daemon {
     instance: Instance,
     attach: cli::Attach,
     vlan_offload: Option<cli::VlanOffload>,
+    on_exit: cli::OnExit,
+    observe: bool,
     engine: Engine,
     dice: KernelDice,
     datapath: Datapath,
     socket: ArpSocket,
     netlink: Netlink,
     journal: Journal,
+    state: StateFile,
+    notes: BTreeMap<AddressKey, Notes>,
     links: BTreeMap<u32, Link>,
     /// Where each address of this namespace is configured.
     locals: BTreeMap<Ipv4Addr, BTreeMap<u32, u8>>,
     carriers: BTreeMap<u32, Carrier>,
+    /// Interfaces that are to carry the program, and the addresses that are to be on them, while they are not there.
+    awaited: BTreeMap<String, Vec<host::Awaited>>,
+    /// MACs that were ours until not long ago, and until when a frame with one is no claim.
+    former_macs: BTreeMap<MacAddr, MonoTime>,
+    /// When it last said that it lives.
+    beat: MonoTime,
+    /// [`clock::slept_ns`] at that time.
+    slept: u64,
     orders: mpsc::UnboundedSender<(Order, String)>,
     pending: BTreeMap<RequestId, Pending>,
     next_request: u64,
     /// Who is told when everything is released.
     unloading: Vec<Rc<Client>>,
     ending: bool,
+    /// Told to end without releasing anything.
+    keeping: bool,
 }
 
 /// Starts the daemon and runs it until it is told to end.
@@ -195,11 +232,22 @@ pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Res
             instance.name(),
         )));
     };
-    let result = serve(&instance, arguments, log_level, &lock).await;
-    if !result.as_ref().is_err_and(|stop| stop.left) {
-        lock.remove()?;
+    match start::serve(&instance, arguments, log_level, &lock).await {
+        Ok(Ended::Kept) => {
+            lock.close();
+            Ok(())
+        }
+        Ok(Ended::Released) => {
+            lock.remove()?;
+            Ok(())
+        }
+        Err(stop) => {
+            if !stop.leaves {
+                lock.remove()?;
+            }
+            Err(stop)
+        }
     }
-    result
 }
 
 /// Takes the instance, trying for as long as `patience`; `None` if another process keeps it.
@@ -221,124 +269,10 @@ pub async fn wait_for_lock(instance: &Instance, patience: Duration) -> Result<Op
     }
 }
 
-/// Takes off the interfaces what a run that did not end in order has left there, and names it.
-///
-/// # Errors
-/// What could not be taken off.
-pub async fn remove_leftovers(
-    netlink: &Netlink,
-    journal: &mut instance::Journal,
-    left: Vec<instance::Entry>,
-) -> Result<Vec<String>, Stop> {
-    let mut removed = Vec::new();
-    let present = netlink.addresses().await.map_err(|error| Stop { left: true, ..Stop::failed(error) })?;
-    for entry in left {
-        let is_there = present.iter().any(|local| {
-            local.index == entry.index
-                && local.address == entry.address
-                && local.prefix_length == entry.prefix_length
-        });
-        if is_there {
-            netlink.delete_address(entry.index, entry.address, entry.prefix_length).await.map_err(
-                |error| {
-                    let error = anyhow::Error::from(error).context(format!(
-                        "taking {}/{} off {}, where a run that did not end in order has left it",
-                        entry.address, entry.prefix_length, entry.interface
-                    ));
-                    Stop { left: true, ..Stop::failed(error) }
-                },
-            )?;
-            warn!(
-                address = %entry.address,
-                interface = entry.interface,
-                "taken off the interface: a run that did not end in order had left it there"
-            );
-            removed.push(format!("{}/{} from {}", entry.address, entry.prefix_length, entry.interface));
-        }
-        journal.remove(&entry)?;
-    }
-    Ok(removed)
-}
-
 /// What ends the daemon in order.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
-}
-
-async fn serve(instance: &Instance, arguments: &cli::Run, log_level: u8, lock: &Lock) -> Result<(), Stop> {
-    // Caught from here on: whatever is done below is undone in order.
-    let signals = Signals {
-        terminate: signal(SignalKind::terminate()).context("watching for SIGTERM")?,
-        interrupt: signal(SignalKind::interrupt()).context("watching for SIGINT")?,
-    };
-    let group = arguments.socket_group.as_deref().map(group_id).transpose()?;
-    // Subscribed before the first dump, so that no change falls between the two.
-    let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
-    let (mut addresses, left) = lock.journal().map_err(|error| Stop { left: true, ..Stop::failed(error) })?;
-    remove_leftovers(&netlink, &mut addresses, left).await?;
-    let links = netlink.links().await.map_err(Stop::failed)?;
-    // Refused interfaces cost nothing: nothing is loaded yet.
-    let mut interfaces = Vec::new();
-    for name in &arguments.interfaces {
-        interfaces.push(find_link(&links, name)?.index);
-    }
-    let mut datapath = Datapath::load(log_level).map_err(|error| {
-        Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into())
-    })?;
-    let events = datapath.take_events();
-    if let Some(mut logger) = datapath.take_logger() {
-        tokio::spawn(async move {
-            loop {
-                logger.flush_when_readable().await;
-            }
-        });
-    }
-    let (orders, orders_to_do) = mpsc::unbounded_channel();
-    let (done, outcomes) = mpsc::unbounded_channel();
-    tokio::spawn(register(netlink.clone(), addresses, orders_to_do, done));
-    let mut daemon = Daemon {
-        instance: instance.clone(),
-        attach: arguments.attach,
-        vlan_offload: arguments.vlan_offload,
-        engine: Engine::new(),
-        dice: KernelDice,
-        datapath,
-        socket: ArpSocket::open().context("opening a packet socket")?,
-        netlink,
-        journal: Journal::default(),
-        links,
-        locals: BTreeMap::new(),
-        carriers: BTreeMap::new(),
-        orders,
-        pending: BTreeMap::new(),
-        next_request: 0,
-        unloading: Vec::new(),
-        ending: false,
-    };
-    daemon.resync_addresses().await?;
-    daemon.tell_macs()?;
-    for index in interfaces {
-        daemon.carry(index)?;
-    }
-    let control = control::bind(&instance.unready_socket(), group)
-        .with_context(|| format!("making the control socket {}", instance.unready_socket().display()))?;
-    let (commands, waiting) = mpsc::channel(COMMANDS);
-    tokio::spawn(control::serve(control, commands));
-    control::publish(&instance.unready_socket(), &instance.socket())
-        .with_context(|| format!("publishing the control socket {}", instance.socket().display()))?;
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        warn!("telling the service manager that the daemon is ready failed: {error}");
-    }
-    info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
-    daemon.run(events, changes, outcomes, waiting, signals).await
-}
-
-fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {
-    match nix::unistd::Group::from_name(name).context("reading the group database")? {
-        Some(group) => Ok(group.gid),
-        None => Err(Stop::new(Exit::Usage, anyhow!("--socket-group: there is no group '{name}'"))),
-    }
 }
 
 /// The link of this name, if addresses can be managed on it.
@@ -348,62 +282,31 @@ pub fn find_link<'a>(links: &'a BTreeMap<u32, Link>, name: &str) -> Result<&'a L
     Ok(link)
 }
 
-/// Puts addresses on interfaces and takes them off, in order. Each is written down before it is put there.
-async fn register(
-    netlink: Netlink,
-    mut journal: instance::Journal,
-    mut orders: mpsc::UnboundedReceiver<(Order, String)>,
-    done: mpsc::UnboundedSender<Done>,
-) {
-    while let Some((order, interface)) = orders.recv().await {
-        let (Order::Register(key, prefix_length) | Order::Deregister(key, prefix_length)) = order;
-        let entry =
-            instance::Entry { index: key.interface, interface, address: key.address.into(), prefix_length };
-        let result = match order {
-            Order::Register(..) => match journal.add(&entry) {
-                Ok(()) => netlink
-                    .add_address(entry.index, entry.address, prefix_length)
-                    .await
-                    .map_err(|error| format!("{:#}", anyhow::Error::from(error))),
-                Err(error) => {
-                    Err(format!("{error:#}; an address that is not written down is not registered"))
-                }
-            },
-            Order::Deregister(..) => netlink
-                .delete_address(entry.index, entry.address, prefix_length)
-                .await
-                .map_err(|error| format!("{:#}", anyhow::Error::from(error))),
-        };
-        let off = match order {
-            Order::Register(..) => result.is_err(),
-            Order::Deregister(..) => result.is_ok(),
-        };
-        if off && let Err(error) = journal.remove(&entry) {
-            warn!(
-                "{error:#}; the next start will look for {}/{prefix_length} and find it gone",
-                entry.address
-            );
-        }
-        if done.send(Done { order, result }).is_err() {
-            return;
-        }
+fn outcome(Done { order, result }: Done) -> Input {
+    match order {
+        Order::Register(key, _) => Input::Registered { key, result },
+        Order::Deregister(key, _) => Input::Deregistered { key, result },
     }
 }
 
 impl Daemon {
     async fn run(
-        &mut self,
+        mut self,
         mut events: EventReader,
         mut changes: Changes,
         mut outcomes: mpsc::UnboundedReceiver<Done>,
         mut commands: mpsc::Receiver<Command>,
         Signals { mut terminate, mut interrupt }: Signals,
-    ) -> Result<(), Stop> {
+    ) -> Result<Ended, Stop> {
         let mut timer = Timer::new().context("making a timer")?;
         let mut give_up_at = None;
         let mut still_there = usize::MAX;
         loop {
             self.perform();
+            if self.keeping {
+                info!(addresses = self.engine.addresses().count(), "ending; everything is left as it is");
+                return Ok(Ended::Kept);
+            }
             if self.ending {
                 let left = self.engine.addresses().count();
                 if left < still_there {
@@ -414,8 +317,11 @@ impl Daemon {
                     break;
                 }
             }
-            let wake_at = self.engine.poll_timeout().into_iter().chain(give_up_at).min();
-            timer.set(wake_at).context("setting the timer")?;
+            let settled = self.carriers.values().filter_map(|carrier| carrier.settling_until);
+            let beat = self.beat.after(HEARTBEAT);
+            let wake_at =
+                self.engine.poll_timeout().into_iter().chain(give_up_at).chain(settled).chain([beat]);
+            timer.set(wake_at.min()).context("setting the timer")?;
             tokio::select! {
                 readable = events.readable() => {
                     readable.context("reading the event ring")?;
@@ -425,17 +331,24 @@ impl Daemon {
                     // A claim that waits in the ring must be heard before the silence that it broke is taken
                     // for consent: after a pause both are there at once.
                     while self.take_events(&mut events) {}
-                    self.engine.handle_timeout(clock::now(), &mut self.dice);
+                    // So must what happened to links and addresses: what is due now was meant for the world before.
+                    if self.was_away() {
+                        self.look_around("the daemon did not run for a while").await?;
+                    }
+                    let now = clock::now();
+                    self.engine.handle_timeout(now, &mut self.dice);
+                    self.settle_links(now);
+                    if now >= beat {
+                        self.perform();
+                        self.heartbeat().await?;
+                    }
                 }
-                Some(Done { order, result }) = outcomes.recv() => self.tell(match order {
-                    Order::Register(key, _) => Input::Registered { key, result },
-                    Order::Deregister(key, _) => Input::Deregistered { key, result },
-                }),
+                Some(done) = outcomes.recv() => self.tell(outcome(done)),
                 change = changes.next() => match change {
                     Some(change) => self.take_change(change).await?,
                     None => return Err(Stop::failed(anyhow!("the netlink watch has ended"))),
                 },
-                Some(command) = commands.recv() => self.take_command(command),
+                Some(command) = commands.recv() => self.take_command(command).await,
                 _ = terminate.recv() => self.end("SIGTERM"),
                 _ = interrupt.recv() => self.end("SIGINT"),
             }
@@ -447,10 +360,15 @@ impl Daemon {
         if self.ending {
             return;
         }
-        info!(addresses = self.engine.addresses().count(), "ending: {why}; releasing everything");
         // A failed notification changes nothing here.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        if self.on_exit == cli::OnExit::Keep && self.unloading.is_empty() && !self.observe {
+            self.keeping = true;
+            return;
+        }
+        info!(addresses = self.engine.addresses().count(), "ending: {why}; releasing everything");
         self.ending = true;
+        self.awaited.clear();
         let keys: Vec<AddressKey> = self.engine.addresses().map(|(key, _)| *key).collect();
         // Last come, first gone: the first one of a subnet is its primary, and the kernel moves all the others when that
         // goes (1,000 addresses: 5.1 s in the order of their coming).
@@ -460,15 +378,23 @@ impl Daemon {
         }
     }
 
-    fn finish(&mut self) -> Result<(), Stop> {
+    fn finish(mut self) -> Result<Ended, Stop> {
         let left: Vec<String> = self.engine.addresses().map(|(key, _)| key.address.to_string()).collect();
-        for index in self.carriers.keys().copied().collect::<Vec<_>>() {
-            self.drop_carrier(index);
-        }
         if left.is_empty() {
+            for index in self.carriers.keys().copied().collect::<Vec<_>>() {
+                self.drop_carrier(index);
+            }
+            if let Err(error) = self.datapath.remove_all() {
+                let error = anyhow::Error::from(error);
+                for client in &self.unloading {
+                    client.end_with(Exit::Failed, format!("{error:#}"));
+                }
+                return Err(Stop::leaving(error));
+            }
             info!("released everything");
-            return Ok(());
+            return Ok(Ended::Released);
         }
+        // The program stays: it keeps the kernel silent about them.
         let error = anyhow!(
             "still on their interfaces, and none taken off for {} s: {}; take them off with 'arpwarden --instance {} unload'",
             END_PATIENCE.as_secs(),
@@ -478,7 +404,7 @@ impl Daemon {
         for client in &self.unloading {
             client.end_with(Exit::Failed, format!("{error:#}"));
         }
-        Err(Stop { left: true, ..Stop::failed(error) })
+        Err(Stop::leaving(error))
     }
 
     fn new_request(&mut self) -> RequestId {
@@ -499,24 +425,35 @@ impl Daemon {
                         self.datapath.install(key, word).map(|_| ()).map_err(|error| error.to_string());
                     self.tell(Input::Installed { key, result });
                 }
+                Action::Lease { key, until } => {
+                    if let Err(error) = self.datapath.store_lease(&key, until.map_or(0, |until| until.0)) {
+                        error!(address = %key.address, "storing the lease: {error}");
+                    }
+                }
+                Action::Remember { key, spec } => self.remember(key, spec),
                 Action::Store { key, word } => {
                     if let Err(error) = self.datapath.store(&key, word) {
                         error!(address = %key.address, "storing the state {:?}: {error}", word.state());
+                    }
+                    if !word.may_answer()
+                        && let Some(notes) = self.notes.get_mut(&key)
+                    {
+                        notes.announced = None;
                     }
                 }
                 Action::Remove { key } => {
                     if let Err(error) = self.datapath.remove(&key) {
                         error!(address = %key.address, "taking the address out of the program's maps: {error}");
                     }
+                    self.remember(key, None);
+                    self.notes.remove(&key);
                 }
                 Action::Register { key, prefix_length } => self.order(Order::Register(key, prefix_length)),
                 Action::Deregister { key, prefix_length } => {
                     self.order(Order::Deregister(key, prefix_length))
                 }
                 Action::Send { key, purpose, frame } => {
-                    let result = self.socket.send(key.interface, &frame).map_err(|error| {
-                        format!("sending on {} failed: {error}", self.interface_name(key.interface))
-                    });
+                    let result = self.send(&key, purpose, &frame);
                     if let Err(error) = &result {
                         debug!(address = %key.address, ?purpose, "{error}");
                     }
@@ -531,8 +468,53 @@ impl Daemon {
         }
     }
 
-    fn order(&self, order: Order) {
+    fn send(&mut self, key: &AddressKey, purpose: Purpose, frame: &Outgoing) -> Result<(), String> {
+        let now = clock::now();
+        if self.observe {
+            info!(address = %key.address, ?purpose, target = %frame.target_ip, "would be sent");
+            return Ok(());
+        }
+        // The program defends as well; whoever takes the permit does.
+        if purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0, defence::INTERVAL_NS) {
+            return Err("the program has defended it in this interval".to_owned());
+        }
+        self.socket
+            .send(key.interface, frame)
+            .map_err(|error| format!("sending on {} failed: {error}", self.interface_name(key.interface)))?;
+        let notes = self.notes.entry(*key).or_default();
+        match purpose {
+            Purpose::Announcement => _ = notes.announced.get_or_insert(now),
+            Purpose::Ask => _ = notes.told.insert(frame.target_ip.into(), now),
+            Purpose::Probe | Purpose::Defence | Purpose::Repair => {}
+        }
+        Ok(())
+    }
+
+    /// Writes down how an address is claimed.
+    fn remember(&self, key: AddressKey, spec: Option<OnlineSpec>) {
+        if self.observe {
+            return;
+        }
+        let claimed = spec.map(|spec| {
+            let flags = self.notes.get(&key).map(|notes| notes.how).unwrap_or_default();
+            let How { allow_flux, blackhole_ok, .. } = flags;
+            Claimed {
+                prefix_length: spec.prefix_length,
+                how: How { allow_flux, blackhole_ok, ..How::of(&spec) },
+            }
+        });
+        if let Err(error) = self.state.claim(key, claimed) {
+            warn!(address = %key.address, "{error:#}; the next start may take it for claimed as before");
+        }
+    }
+
+    fn order(&mut self, order: Order) {
         let (Order::Register(key, _) | Order::Deregister(key, _)) = order;
+        if self.observe {
+            info!(address = %key.address, ?order, "would be done");
+            self.tell(outcome(Done { order, result: Ok(()) }));
+            return;
+        }
         // The engine has at most one order out for each address, so the channel is bounded by MAX_ADDRESSES; the
         // other side ends with this one.
         let _ = self.orders.send((order, self.interface_name(key.interface)));
@@ -578,7 +560,9 @@ impl Daemon {
                 count: event.count,
                 repeat: event.flags & abi::Event::REPEAT != 0,
                 owner_changed: event.flags & abi::Event::OWNER_CHANGED != 0,
-                at: arpwarden_engine::MonoTime(event.kernel_time_ns),
+                defended: event.flags & abi::Event::DEFENDED != 0,
+                fell: event.flags & abi::Event::FELL != 0,
+                at: MonoTime(event.kernel_time_ns),
             };
             let key = AddressKey { interface: event.interface, vlan: event.vlan, address: event.address };
             self.tell(Input::Seen { key, sighting });

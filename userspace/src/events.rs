@@ -139,7 +139,11 @@ impl Record {
             EventKind::OwnerChanged { sighting } => base.named("owner_changed").sighting(sighting),
             EventKind::RolledBack { claimant } => base.named("rolled_back").claimant(claimant),
             EventKind::Repaired { claimant, count } => {
-                base.named("repaired").claimant(claimant).count(*count)
+                let record = base.named("repaired").count(*count);
+                match claimant {
+                    Some(owner) => record.claimant(owner),
+                    None => record.reason("commanded"),
+                }
             }
             EventKind::Echo { sighting } => {
                 let sibling = matches!(sighting.kind, SightingKind::Echo { sibling: true });
@@ -147,6 +151,10 @@ impl Record {
             }
             EventKind::ClaimantFlood { sighting } => base.named("claimant_flood").sighting(sighting),
             EventKind::AddressRemoved => base.named("address_removed"),
+            EventKind::AddressRestored => base.named("address_restored"),
+            EventKind::AddressAdded => base.named("address_added"),
+            EventKind::LeaseExpired => base.named("lease_expired"),
+            EventKind::Adopted { untold } => base.named("adopted").count(*untold),
             EventKind::Failed { .. } => return None,
         })
     }
@@ -215,13 +223,20 @@ impl Journal {
         }
     }
 
-    /// Takes an event of a link.
-    pub fn link(&mut self, event: &str, interface: &str, own_mac: Option<MacAddr>) {
-        let record = Record { interface: Some(interface.to_owned()), ..Record::default() }.named(event);
-        self.take(match own_mac {
-            Some(mac) => record.own_mac(mac),
-            None => record,
-        });
+    /// Takes an event of a link, with its new MAC or with a reason where there is one.
+    pub fn link(&mut self, event: &str, interface: &str, own_mac: Option<MacAddr>, reason: Option<&str>) {
+        let record = Record {
+            interface: Some(interface.to_owned()),
+            own_mac: own_mac.map(|mac| mac.to_string()),
+            reason: reason.map(str::to_owned),
+            ..Record::default()
+        };
+        self.take(record.named(event));
+    }
+
+    /// Takes an event of the netlink watch.
+    pub fn resynchronized(&mut self, reason: &str) {
+        self.take(Record::default().named("resync").reason(reason));
     }
 
     fn take(&mut self, mut record: Record) {
@@ -229,7 +244,8 @@ impl Journal {
         record.seq = self.seq;
         record.time = clock::wall_time_rfc3339_ns();
         match record.event.as_str() {
-            "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed" => {
+            "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed" | "address_added"
+            | "lease_expired" | "link_down" | "program_missing" | "resync" => {
                 warn!("{}", record.words())
             }
             "probe_seen" => debug!("{}", record.words()),

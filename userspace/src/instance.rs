@@ -1,17 +1,16 @@
-//! What an instance has on disk: its directory, its lock, and the journal of what it put on interfaces.
+//! What an instance has on disk: its directory and its lock. What is in its state file is [`crate::state_file`]'s.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    net::Ipv4Addr,
+    io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+
+use crate::state_file::{Left, StateFile};
 
 /// Where the directories of all instances are.
 const RUN: &str = "/run/arpwarden";
@@ -118,254 +117,17 @@ impl Lock {
         Ok(())
     }
 
-    /// Opens the journal of addresses, with what a run that did not end in order has left in it.
+    /// Ends being the instance and leaves its files to the next one, but for the socket, which would seem to say that
+    /// somebody answers.
+    pub fn close(self) {
+        let _ = fs::remove_file(self.instance.socket());
+    }
+
+    /// Opens the state file, with what an earlier run has left in it.
     ///
     /// # Errors
     /// The file could not be opened, read or written; or it is of another version.
-    pub fn journal(&self) -> Result<(Journal, Vec<Entry>)> {
-        Journal::open(self.instance.state())
-    }
-}
-
-/// An address that this instance has put on an interface.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Entry {
-    /// Index of the interface.
-    pub index: u32,
-    /// Its name then.
-    pub interface: String,
-    /// The address.
-    pub address: Ipv4Addr,
-    /// 1..=32.
-    pub prefix_length: u8,
-}
-
-/// What the first line of the journal says; addresses of another boot or network namespace are not here.
-#[derive(PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Header {
-    version: u32,
-    boot_id: String,
-    /// Inode of the network namespace.
-    netns: u64,
-}
-
-const VERSION: u32 = 1;
-
-impl Header {
-    fn here() -> Result<Self> {
-        let path = "/proc/sys/kernel/random/boot_id";
-        let boot_id = fs::read_to_string(path).with_context(|| format!("reading {path}"))?.trim().to_owned();
-        let path = "/proc/self/ns/net";
-        let netns = fs::metadata(path).with_context(|| format!("reading {path}"))?.ino();
-        Ok(Self { version: VERSION, boot_id, netns })
-    }
-}
-
-/// A line after the header.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    /// About to be put on the interface.
-    Add(Entry),
-    /// Taken off again.
-    Remove(Entry),
-}
-
-/// The journal of addresses: a line is written before an address is put on an interface and after it was
-/// taken off, so that it names at least all that is there, whenever the daemon dies.
-///
-/// The file is on a tmpfs and outlives the process, not the host: no sync is needed.
-pub struct Journal {
-    path: PathBuf,
-    file: File,
-}
-
-impl Journal {
-    fn open(path: PathBuf) -> Result<(Self, Vec<Entry>)> {
-        let tried = || format!("opening the journal of addresses {}", path.display());
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(tried)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(tried)?;
-        let here = Header::here()?;
-        let left = leftovers(&text, &here, namespace_exists).with_context(|| {
-            format!(
-                "reading {}; if no address of this instance is left on an interface, remove it",
-                path.display()
-            )
-        })?;
-        let mut journal = Self { path, file };
-        journal.rewrite(&here, &left)?;
-        Ok((journal, left))
-    }
-
-    /// Starts the file anew with what is left.
-    fn rewrite(&mut self, header: &Header, left: &[Entry]) -> Result<()> {
-        let tried = || format!("writing {}", self.path.display());
-        let mut text = serde_json::to_string(header)? + "\n";
-        for entry in left {
-            text += &(serde_json::to_string(&Line::Add(entry.clone()))? + "\n");
-        }
-        // In place, since the old lines are repeated whole: a crash in between loses nothing but the order.
-        let new = self.path.with_extension("new");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
-            .with_context(tried)?;
-        file.write_all(text.as_bytes()).with_context(tried)?;
-        fs::rename(&new, &self.path).with_context(tried)?;
-        self.file = file;
-        Ok(())
-    }
-
-    /// Says that an address is about to be put on an interface.
-    ///
-    /// # Errors
-    /// The file could not be written (full disk): then the address must not be registered.
-    pub fn add(&mut self, entry: &Entry) -> Result<()> {
-        self.append(&Line::Add(entry.clone()))
-    }
-
-    /// Says that an address is off its interface.
-    ///
-    /// # Errors
-    /// The file could not be written; the next start will look for the address and find it gone.
-    pub fn remove(&mut self, entry: &Entry) -> Result<()> {
-        self.append(&Line::Remove(entry.clone()))
-    }
-
-    fn append(&mut self, line: &Line) -> Result<()> {
-        let text = serde_json::to_string(line)? + "\n";
-        let tried = || format!("writing {}", self.path.display());
-        let before = self.file.seek(SeekFrom::End(0)).with_context(tried)?;
-        let written = self.file.write_all(text.as_bytes());
-        if written.is_err() {
-            // Half a line would swallow the next one.
-            self.file.set_len(before).with_context(tried)?;
-        }
-        written.with_context(tried)
-    }
-}
-
-/// What a journal says is still on interfaces of this boot and network namespace.
-/// `exists` tells whether the network namespace with this inode does.
-fn leftovers(text: &str, here: &Header, exists: impl Fn(u64) -> bool) -> Result<Vec<Entry>> {
-    // Without its end a last line was not written whole: what it announces was not done.
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let mut lines = whole.lines();
-    let Some(first) = lines.next() else { return Ok(Vec::new()) };
-    let header: Header = serde_json::from_str(first).context("its first line is no header")?;
-    if header.version != VERSION {
-        bail!("it is of version {}, this arpwarden knows {VERSION}", header.version);
-    }
-    if header.boot_id != here.boot_id {
-        return Ok(Vec::new());
-    }
-    if header.netns != here.netns {
-        if exists(header.netns) {
-            bail!(
-                "it names addresses in another network namespace (inode {}); run this there, with nsenter or 'ip netns exec'",
-                header.netns
-            );
-        }
-        return Ok(Vec::new());
-    }
-    // The name is for people: an interface may be renamed while the address is on it.
-    let place = |entry: &Entry| (entry.index, entry.address, entry.prefix_length);
-    let mut left = BTreeMap::new();
-    for line in lines {
-        match serde_json::from_str(line).with_context(|| format!("in line '{line}'"))? {
-            Line::Add(entry) => left.insert(place(&entry), entry),
-            Line::Remove(entry) => left.remove(&place(&entry)),
-        };
-    }
-    Ok(left.into_values().collect())
-}
-
-/// Whether a network namespace has a process or a name (`ip netns`); what is kept by a descriptor alone is not found.
-fn namespace_exists(inode: u64) -> bool {
-    let is_it = |path: PathBuf| fs::metadata(path).is_ok_and(|there| there.ino() == inode);
-    let entries = |directory| fs::read_dir(directory).into_iter().flatten().flatten();
-    entries("/run/netns").any(|entry| is_it(entry.path()))
-        || entries("/proc").any(|entry| is_it(entry.path().join("ns/net")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn here() -> Header {
-        Header { version: VERSION, boot_id: "b".to_owned(), netns: 7 }
-    }
-
-    fn entry(last: u8) -> Entry {
-        Entry {
-            index: 2,
-            interface: "eth0".to_owned(),
-            address: Ipv4Addr::new(192, 0, 2, last),
-            prefix_length: 24,
-        }
-    }
-
-    fn text(header: &Header, lines: &[Line]) -> String {
-        let mut text = serde_json::to_string(header).unwrap() + "\n";
-        for line in lines {
-            text += &(serde_json::to_string(line).unwrap() + "\n");
-        }
-        text
-    }
-
-    #[test]
-    fn what_was_added_and_not_removed_is_left() {
-        let text = text(&here(), &[Line::Add(entry(1)), Line::Add(entry(2)), Line::Remove(entry(1))]);
-        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), [entry(2)]);
-    }
-
-    #[test]
-    fn a_renamed_interface_does_not_hide_that_an_address_is_gone() {
-        let renamed = Entry { interface: "uplink".to_owned(), ..entry(1) };
-        let text = text(&here(), &[Line::Add(entry(1)), Line::Remove(renamed)]);
-        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), []);
-    }
-
-    #[test]
-    fn a_torn_last_line_does_not_hide_the_lines_before_it() {
-        let mut text = text(&here(), &[Line::Add(entry(1)), Line::Remove(entry(1))]);
-        text.truncate(text.len() - 5);
-        assert_eq!(leftovers(&text, &here(), |_| true).unwrap(), [entry(1)]);
-    }
-
-    #[test]
-    fn nothing_of_another_boot_is_here() {
-        let other = Header { boot_id: "c".to_owned(), ..here() };
-        assert_eq!(leftovers(&text(&other, &[Line::Add(entry(1))]), &here(), |_| true).unwrap(), []);
-    }
-
-    #[test]
-    fn addresses_in_another_network_namespace_are_not_forgotten_while_it_exists() {
-        let text = text(&Header { netns: 8, ..here() }, &[Line::Add(entry(1))]);
-        let error = leftovers(&text, &here(), |inode| inode == 8).unwrap_err();
-        assert!(error.to_string().contains("another network namespace (inode 8)"), "{error}");
-        assert_eq!(leftovers(&text, &here(), |_| false).unwrap(), []);
-    }
-
-    #[test]
-    fn another_version_and_nonsense_are_refused_not_misread() {
-        let other = Header { version: 2, ..here() };
-        assert!(leftovers(&text(&other, &[]), &here(), |_| true).is_err());
-        assert!(leftovers("nonsense\n", &here(), |_| true).is_err());
-        assert!(leftovers(&(text(&here(), &[]) + "nonsense\n"), &here(), |_| true).is_err());
-        assert_eq!(leftovers("", &here(), |_| true).unwrap(), []);
+    pub fn state_file(&self) -> Result<(StateFile, Left)> {
+        StateFile::open(self.instance.state())
     }
 }

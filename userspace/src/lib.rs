@@ -9,6 +9,9 @@ pub mod exit;
 pub mod instance;
 pub mod io;
 pub mod log;
+#[cfg(feature = "omit")]
+mod omit;
 pub mod probe;
 pub mod protocol;
+pub mod state_file;
 pub mod unload;

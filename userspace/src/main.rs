@@ -35,6 +35,9 @@ fn main() -> ExitCode {
         | Command::Watch(_)
         | Command::Unwatch(_)
         | Command::Announce(_)
+        | Command::Renew(_)
+        | Command::Repair(_)
+        | Command::Explain(_)
         | Command::Status(_)
         | Command::Events(_) => client::perform(&instance, &cli.command),
     };

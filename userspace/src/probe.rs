@@ -1,18 +1,19 @@
 //! `probe`: is an address free? The engine's claim, ended where it would register.
 
-use std::collections::BTreeSet;
+use std::{cell::Cell, collections::BTreeSet};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
     abi::{AddressKey, Port},
+    defence::Reaction,
     net::{MacAddr, Vlan},
     state::StateWord,
-    verdict::{self, Entry, Tables},
+    verdict::{self, Asking, Entry, Tables, Witness},
     wire::arp::Frame,
 };
 use arpwarden_engine::{
     Action, Answer, Engine, Input, Interface, OnlineSpec, RequestId,
-    input::{Claim, Claimant, Defend, Pace, Sighting, SightingKind},
+    input::{Claim, Claimant, Defend, OnRemoved, Pace, Register, Sighting, SightingKind},
 };
 
 use crate::{
@@ -49,36 +50,48 @@ struct Question {
 }
 
 impl Tables for Question {
+    type Place = u32;
+
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        (*key == self.key).then_some(Entry { slot: 0, word: self.word, lease_until_ns: 0 })
+        (*key == self.key).then_some(Entry { place: 0, word: self.word, may_answer: self.word.may_answer() })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
     }
+}
 
-    fn now_ns(&self) -> u64 {
-        clock::now().0
+/// What the verdict has told of a frame, as far as it matters here.
+#[derive(Default)]
+struct Told(Cell<Option<SightingKind>>);
+
+impl Witness<u32> for Told {
+    fn saw(&self, sighting: verdict::Sighting) -> Reaction {
+        self.0.set(match sighting {
+            verdict::Sighting::Claim(_) => Some(SightingKind::Claim),
+            verdict::Sighting::Probe(_) => Some(SightingKind::Probe),
+            verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => None,
+        });
+        Reaction::Nothing
     }
+
+    fn asks(&self, _: Asking) {}
 }
 
 impl Question {
     fn sighting(&self, frame: &Frame, port: &Port) -> Option<Sighting> {
-        let kind = match verdict::verdict(frame, port, self).sighting {
-            verdict::Sighting::Claim(_) => SightingKind::Claim,
-            verdict::Sighting::Probe(_) => SightingKind::Probe,
-            verdict::Sighting::None | verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => {
-                return None;
-            }
-        };
+        let told = Told::default();
+        verdict::verdict(frame, port, self, &told);
         Some(Sighting {
-            kind,
+            kind: told.0.get()?,
             claimant: Claimant { mac: frame.sender_mac, ethernet_source: frame.source },
             form: frame.form(),
             operation: frame.operation,
             count: 1,
             repeat: false,
             owner_changed: false,
+            defended: false,
+            fell: false,
             at: clock::now(),
         })
     }
@@ -111,6 +124,9 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         defend: Defend::Yield,
         wait: std::time::Duration::ZERO,
         adopt: false,
+        lease: None,
+        register: Register::Address,
+        on_removed: OnRemoved::Restore,
     };
     let port = Port::accepting(mac, link.index);
     let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
@@ -126,7 +142,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
     let mut engine = Engine::new();
-    let interface = Interface { mac, pace: Pace::Plain, moves: None };
+    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true };
     engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
     engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
     loop {
@@ -152,7 +168,11 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
                     return Ok(Exit::Done);
                 }
                 Action::Answer { answer, .. } => return ended(arguments, &answer),
-                Action::Event(_) | Action::Remove { .. } | Action::Deregister { .. } => None,
+                Action::Event(_)
+                | Action::Remove { .. }
+                | Action::Deregister { .. }
+                | Action::Lease { .. }
+                | Action::Remember { .. } => None,
             };
             if let Some(outcome) = outcome {
                 engine.handle(clock::now(), outcome, &mut KernelDice);

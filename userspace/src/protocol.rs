@@ -4,9 +4,9 @@
 //! Unknown commands and unknown fields are refused, so that a request of a newer client is never half
 //! understood.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use arpwarden_engine::input::{Claim, Defend, OnlineSpec, Profile};
+use arpwarden_engine::input::{Claim, Defend, OnRemoved, OnlineSpec, Profile, Register};
 use serde::{Deserialize, Serialize};
 
 use crate::{address::Cidr, events::Record, exit::Exit};
@@ -59,6 +59,27 @@ pub enum Request {
         /// On this interface only.
         interface: Option<String>,
     },
+    /// Prolong leases.
+    Renew {
+        /// Which ones; empty: all that have one.
+        addresses: Vec<Ipv4Addr>,
+        /// On this interface only.
+        interface: Option<String>,
+        /// Milliseconds from now on.
+        lease_ms: u64,
+    },
+    /// Ask those who asked lately, and the gateway, in the address's name.
+    Repair {
+        /// Which ones.
+        addresses: Vec<Ipv4Addr>,
+        /// On this interface only.
+        interface: Option<String>,
+    },
+    /// Why an address is answered, or is not.
+    Explain {
+        /// Which one.
+        address: Ipv4Addr,
+    },
     /// What is managed, and how it stands.
     Status {
         /// This address only.
@@ -74,7 +95,7 @@ pub enum Request {
 }
 
 /// The serializable side of [`OnlineSpec`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct How {
     /// `probe` or `immediate`.
@@ -89,6 +110,40 @@ pub struct How {
     pub wait_ms: u64,
     /// Take over what is on the interface already.
     pub adopt: bool,
+    /// Milliseconds; without, the address is answered until it is given up.
+    pub lease_ms: Option<u64>,
+    /// `address` or `none`.
+    pub register: RegisterWay,
+    /// `restore`, `give-up` or `report`.
+    pub on_removed: RemovedPolicy,
+    /// With a lease: although another interface of this host may answer too.
+    pub allow_flux: bool,
+    /// With `register` `none`: although no local route leads to the address.
+    pub blackhole_ok: bool,
+}
+
+/// See [`Register`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum RegisterWay {
+    /// Put on the interface, through rtnetlink
+    #[default]
+    Address,
+    /// Answered but not configured; needs arp_ignore of 1 or more and a local route
+    None,
+}
+
+/// See [`OnRemoved`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovedPolicy {
+    /// Put it back; given up after the third time within a minute
+    #[default]
+    Restore,
+    /// Give the address up
+    GiveUp,
+    /// Say so, and go on answering
+    Report,
 }
 
 /// See [`Claim`].
@@ -142,9 +197,7 @@ impl How {
             prefix_length,
             claim: match self.claim {
                 ClaimWay::Probe => Claim::Probe,
-                ClaimWay::Immediate => {
-                    Claim::Immediate { check: std::time::Duration::from_millis(self.check_ms) }
-                }
+                ClaimWay::Immediate => Claim::Immediate { check: Duration::from_millis(self.check_ms) },
             },
             profile: self.profile.into(),
             defend: match self.defend {
@@ -152,10 +205,60 @@ impl How {
                 DefendPolicy::Once => Defend::Once,
                 DefendPolicy::Hold => Defend::Hold,
             },
-            wait: std::time::Duration::from_millis(self.wait_ms),
+            wait: Duration::from_millis(self.wait_ms),
             adopt: self.adopt,
+            lease: self.lease_ms.map(Duration::from_millis),
+            register: match self.register {
+                RegisterWay::Address => Register::Address,
+                RegisterWay::None => Register::None,
+            },
+            on_removed: match self.on_removed {
+                RemovedPolicy::Restore => OnRemoved::Restore,
+                RemovedPolicy::GiveUp => OnRemoved::GiveUp,
+                RemovedPolicy::Report => OnRemoved::Report,
+            },
         }
     }
+
+    /// Of a claim that is in force; what is no part of it is as by default.
+    pub fn of(spec: &OnlineSpec) -> Self {
+        let (claim, check) = match spec.claim {
+            Claim::Probe => (ClaimWay::Probe, Duration::ZERO),
+            Claim::Immediate { check } => (ClaimWay::Immediate, check),
+        };
+        Self {
+            claim,
+            check_ms: milliseconds(check),
+            profile: match spec.profile {
+                Profile::Fast => ProfileName::Fast,
+                Profile::Rfc5227 => ProfileName::Rfc5227,
+            },
+            defend: match spec.defend {
+                Defend::Yield => DefendPolicy::Yield,
+                Defend::Once => DefendPolicy::Once,
+                Defend::Hold => DefendPolicy::Hold,
+            },
+            wait_ms: milliseconds(spec.wait),
+            adopt: spec.adopt,
+            lease_ms: spec.lease.map(milliseconds),
+            register: match spec.register {
+                Register::Address => RegisterWay::Address,
+                Register::None => RegisterWay::None,
+            },
+            on_removed: match spec.on_removed {
+                OnRemoved::Restore => RemovedPolicy::Restore,
+                OnRemoved::GiveUp => RemovedPolicy::GiveUp,
+                OnRemoved::Report => RemovedPolicy::Report,
+            },
+            allow_flux: false,
+            blackhole_ok: false,
+        }
+    }
+}
+
+/// `time` in milliseconds, at most 584 million years.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What the daemon says.
@@ -178,6 +281,11 @@ pub enum Response {
         /// As printed by `status --json`.
         status: Status,
     },
+    /// Answer to [`Request::Explain`].
+    Explanation {
+        /// What holds, one fact a line, the conclusion first.
+        facts: Vec<String>,
+    },
     /// An event.
     Event {
         /// As printed by `events --json`.
@@ -197,6 +305,8 @@ pub enum Response {
 pub struct Status {
     /// Name of the instance.
     pub instance: String,
+    /// Nothing is answered, announced or registered: the states say what would be.
+    pub observe: bool,
     /// Interfaces that carry the program.
     pub interfaces: Vec<InterfaceStatus>,
     /// Managed addresses, by interface and address.
@@ -216,6 +326,12 @@ pub struct InterfaceStatus {
     pub attach_mode: String,
     /// `visible`, `hidden` or `unknown`.
     pub vlan_tags: String,
+    /// Up, with a carrier.
+    pub running: bool,
+    /// The program is on it.
+    pub program: bool,
+    /// The guard is on it.
+    pub guard: bool,
 }
 
 /// An address in `status --json`.
@@ -235,10 +351,32 @@ pub struct AddressStatus {
     pub may_answer: bool,
     /// MAC of the latest foreign claim, or ours while we may answer; null if nobody is known.
     pub owner: Option<String>,
-    /// Seconds; null without a lease.
+    /// Seconds, 0 when it is past; null without a lease.
     pub lease_left: Option<f64>,
+    /// Seconds since its first announcement: since then everybody has been told; null if it is not announced.
+    pub announced_ago: Option<f64>,
+    /// Hosts that asked for it lately.
+    pub askers: Vec<AskerStatus>,
     /// Counters of this address.
     pub counters: AddressStatusCounters,
+}
+
+/// A host that asked for an address lately, in `status --json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AskerStatus {
+    /// Its MAC.
+    pub mac: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Seconds since it asked last.
+    pub asked_ago: f64,
+    /// Seconds since it was asked in the address's name (`repair`); null if it was not.
+    pub told_ago: Option<f64>,
+    /// Whether it follows: it has asked this host by unicast, or answered what it was asked in the address's name.
+    pub followed: bool,
+    /// Seconds from the first announcement, or from when it was told by `repair` if that came later, until it was
+    /// found to follow; null if it was not, or if there was nothing to tell.
+    pub followed_after: Option<f64>,
 }
 
 /// Counters in [`AddressStatus`]; exact.
@@ -258,6 +396,8 @@ pub struct AddressStatusCounters {
     pub conflicts: u64,
     /// Defences sent.
     pub defences: u64,
+    /// Frames in its name that this host was about to send and that the guard kept in.
+    pub guarded: u64,
 }
 
 /// Where the parameters of a managed address differ from those asked for, as on the command line.
@@ -270,25 +410,24 @@ pub fn difference(present: &OnlineSpec, asked: &OnlineSpec) -> String {
         .join("; ")
 }
 
-fn parameters(spec: &OnlineSpec) -> [String; 4] {
+fn parameters(spec: &OnlineSpec) -> [String; 6] {
     let claim = match spec.claim {
         Claim::Probe => "--claim probe".to_owned(),
         Claim::Immediate { check } => format!("--claim immediate --check {}", check.as_millis()),
     };
-    let profile = match spec.profile {
-        Profile::Fast => "fast",
-        Profile::Rfc5227 => "rfc5227",
-    };
-    let defend = match spec.defend {
-        Defend::Yield => "yield",
-        Defend::Once => "once",
-        Defend::Hold => "hold",
-    };
-    // `--adopt` and `--wait` say how to begin, not how the address is to be.
+    let how = How::of(spec);
+    // `--adopt` and `--wait` say how to begin, not how the address is to be, and a lease is renewed.
     [
         format!("prefix length {}", spec.prefix_length),
         claim,
-        format!("--profile {profile}"),
-        format!("--defend {defend}"),
+        format!("--profile {}", name(&how.profile)),
+        format!("--defend {}", name(&how.defend)),
+        format!("--register {}", name(&how.register)),
+        format!("--on-removed {}", name(&how.on_removed)),
     ]
+}
+
+/// The name on the command line.
+fn name(value: &impl clap::ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

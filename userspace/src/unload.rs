@@ -9,7 +9,7 @@ use crate::{
     daemon::{DYING, Stop, remove_leftovers, wait_for_lock},
     exit::Exit,
     instance::{Instance, Lock},
-    io::{clock, netlink::Netlink},
+    io::{bpf::Pins, clock, netlink::Netlink},
     protocol::Request,
 };
 
@@ -31,13 +31,19 @@ pub async fn run(instance: &Instance) -> Exit {
 }
 
 async fn unload(instance: &Instance) -> Result<String, Stop> {
-    if !instance.exists() {
+    let pins = Pins::new(instance.name());
+    if !instance.exists() && !pins.exists() {
         return Ok(format!("instance '{}' is not loaded; nothing to do", instance.name()));
     }
     let (lock, had_daemon) = end_daemon(instance).await?;
-    let (mut journal, left) = lock.journal()?;
+    let (state, left) = lock.state_file()?;
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
-    let removed = remove_leftovers(&netlink, &mut journal, left).await?;
+    // From here on the program keeps the kernel silent about all of them, so it goes last.
+    if let Err(error) = pins.silence() {
+        complain(format_args!("{:#}; going on without", anyhow::Error::from(error)));
+    }
+    let removed = remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
+    pins.unload().map_err(Stop::failed)?;
     lock.remove()?;
     let taken_off = match removed.len() {
         0 => "nothing was left on an interface".to_owned(),

@@ -65,10 +65,16 @@ impl ArpPacket {
         let hardware = u16::from_be_bytes(self.hardware_type);
         let operation = u16::from_be_bytes(self.operation);
         (hardware == HARDWARE_ETHERNET || hardware == HARDWARE_IEEE802)
-            && u16::from_be_bytes(self.protocol_type) == ETHERTYPE_IPV4
+            && self.pairs_addresses()
+            && (operation == REQUEST || operation == REPLY)
+    }
+
+    /// IPv4, lengths 6 and 4: the packet says of an address which MAC it has, whatever for.
+    #[inline(always)]
+    const fn pairs_addresses(&self) -> bool {
+        u16::from_be_bytes(self.protocol_type) == ETHERTYPE_IPV4
             && self.hardware_len == 6
             && self.protocol_len == 4
-            && (operation == REQUEST || operation == REPLY)
     }
 
     /// Turns a request into the reply that says `mac` has the address asked for (RFC 826, "packet reception").
@@ -131,7 +137,7 @@ pub struct Frame {
     pub vlan: Vlan,
     /// Where the ARP packet begins, in bytes from the start of the frame: 14, 18 or 22.
     pub arp_at: usize,
-    /// [`REQUEST`] or [`REPLY`].
+    /// [`REQUEST`] or [`REPLY`]; of a frame that is about to leave any number.
     pub operation: u16,
     /// Sender hardware address.
     pub sender_mac: MacAddr,
@@ -169,39 +175,79 @@ const fn is_tag(ethertype: u16) -> bool {
     ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ
 }
 
-/// Reads a frame. A frame that is not ARP costs two compares.
+/// Bytes within which an ARP packet ends that is [read](parse) at all: behind two tags.
+pub const READ_LEN: u32 = (EthernetHeader::LEN + 2 * VlanTag::LEN + ArpPacket::LEN) as u32;
+
+/// Whether ARP may follow behind an Ethernet header with this type.
+#[inline(always)]
+pub const fn may_lead_to_arp(ethertype: u16) -> bool {
+    ethertype == ETHERTYPE_ARP || is_tag(ethertype)
+}
+
+/// Reads a frame that came in. A frame that is not ARP costs two compares.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Parsed {
+    parse_behind(bytes, Vlan::UNTAGGED, 2, ArpPacket::is_well_formed)
+}
+
+/// Reads a frame that is about to leave, whose first tag may stand beside it: its control information and type, host
+/// order. Any packet that pairs addresses is one of [`Parsed::Arp`], whatever its hardware type and operation: who
+/// might learn from it is not known here.
+#[inline(always)]
+pub fn parse_leaving<B: Bytes + ?Sized>(bytes: &B, tag_beside: Option<(u16, u16)>) -> Parsed {
+    match tag_beside {
+        None => parse_behind(bytes, Vlan::UNTAGGED, 2, ArpPacket::pairs_addresses),
+        Some((control, ethertype)) => {
+            let vlan = with_tag(Vlan::UNTAGGED, control & VlanTag::ID, ethertype);
+            parse_behind(bytes, vlan, 1, ArpPacket::pairs_addresses)
+        }
+    }
+}
+
+/// Reads a frame behind the tags that `vlan` has seen and at most `tags` more.
+#[inline(always)]
+fn parse_behind<B: Bytes + ?Sized>(
+    bytes: &B,
+    vlan: Vlan,
+    tags: u8,
+    accepted: impl Fn(&ArpPacket) -> bool,
+) -> Parsed {
     let Some(ethernet) = bytes.view::<EthernetHeader>(0) else { return Parsed::NotArp };
     let ethertype = ethernet.ethertype();
-    if ethertype == ETHERTYPE_ARP {
-        return parse_arp(bytes, ethernet, Vlan::UNTAGGED, EthernetHeader::LEN);
-    }
-    if !is_tag(ethertype) {
-        return Parsed::NotArp;
-    }
     let at = EthernetHeader::LEN;
-    let Some(tag) = bytes.view::<VlanTag>(at) else { return Parsed::NotArp };
-    let vlan = with_tag(Vlan::UNTAGGED, tag.id(), ethertype);
-    let (at, ethertype) = (at + VlanTag::LEN, tag.ethertype());
     if ethertype == ETHERTYPE_ARP {
-        return parse_arp(bytes, ethernet, vlan, at);
+        return parse_arp(bytes, ethernet, vlan, at, accepted);
     }
     if !is_tag(ethertype) {
         return Parsed::NotArp;
     }
     let Some(tag) = bytes.view::<VlanTag>(at) else { return Parsed::NotArp };
     let vlan = with_tag(vlan, tag.id(), ethertype);
+    let (at, ethertype) = (at + VlanTag::LEN, tag.ethertype());
+    if ethertype == ETHERTYPE_ARP {
+        return parse_arp(bytes, ethernet, vlan, at, accepted);
+    }
+    if !is_tag(ethertype) || tags < 2 {
+        return Parsed::NotArp;
+    }
+    let Some(tag) = bytes.view::<VlanTag>(at) else { return Parsed::NotArp };
+    let vlan = with_tag(vlan, tag.id(), ethertype);
     if tag.ethertype() == ETHERTYPE_ARP {
-        return parse_arp(bytes, ethernet, vlan, at + VlanTag::LEN);
+        return parse_arp(bytes, ethernet, vlan, at + VlanTag::LEN, accepted);
     }
     Parsed::NotArp
 }
 
 #[inline(always)]
-fn parse_arp<B: Bytes + ?Sized>(bytes: &B, ethernet: &EthernetHeader, vlan: Vlan, arp_at: usize) -> Parsed {
+fn parse_arp<B: Bytes + ?Sized>(
+    bytes: &B,
+    ethernet: &EthernetHeader,
+    vlan: Vlan,
+    arp_at: usize,
+    accepted: impl Fn(&ArpPacket) -> bool,
+) -> Parsed {
     let Some(arp) = bytes.view::<ArpPacket>(arp_at) else { return Parsed::Truncated };
-    if !arp.is_well_formed() {
+    if !accepted(arp) {
         return Parsed::BadHeader;
     }
     Parsed::Arp(Frame {
@@ -217,6 +263,12 @@ fn parse_arp<B: Bytes + ?Sized>(bytes: &B, ethernet: &EthernetHeader, vlan: Vlan
 }
 
 impl Frame {
+    /// The address of which the frame says something: whose sender has it, or that a probe asks whether it is free.
+    #[inline(always)]
+    pub fn concerns(&self) -> Ipv4 {
+        if self.sender_ip.is_unspecified() { self.target_ip } else { self.sender_ip }
+    }
+
     /// What the frame is for.
     #[inline(always)]
     pub fn form(&self) -> Form {
@@ -238,6 +290,14 @@ impl Frame {
 pub fn reply(ethernet: &mut EthernetHeader, arp: &mut ArpPacket, frame: &Frame, mac: MacAddr) {
     ethernet.readdress(frame.source, mac);
     arp.turn_around(mac, frame.sender_mac, frame.sender_ip, frame.target_ip);
+}
+
+/// Rewrites the headers of a claim into the announcement that answers it: broadcast, in request form (RFC 5227 §2.4;
+/// Linux follows no other for the first second of a neighbour entry). Tags and padding are not touched.
+#[inline(always)]
+pub fn announce(ethernet: &mut EthernetHeader, arp: &mut ArpPacket, mac: MacAddr, address: Ipv4) {
+    ethernet.readdress(MacAddr::BROADCAST, mac);
+    *arp = ArpPacket::new(REQUEST, mac, address, MacAddr::ZERO, address);
 }
 
 /// An ARP frame to be sent. [`Outgoing::emit`] writes it.
@@ -344,9 +404,10 @@ mod tests {
     use super::*;
     use crate::{
         abi::{AddressKey, Port},
+        defence::Reaction,
         golden,
         state::{State, StateWord},
-        verdict::{Entry, Tables, verdict},
+        verdict::{Asking, Entry, Sighting, Tables, Witness, guard, verdict},
         wire::view_mut,
     };
 
@@ -372,16 +433,21 @@ mod tests {
     struct Everything;
 
     impl Tables for Everything {
-        fn address(&self, _: &AddressKey) -> Option<Entry> {
+        type Place = ();
+        fn address(&self, _: &AddressKey) -> Option<Entry<()>> {
             let word = StateWord::new(MacAddr::new(golden::OUR_MAC), State::Online, StateWord::LOCAL, 0);
-            Some(Entry { slot: 0, word, lease_until_ns: 0 })
+            Some(Entry { place: (), word, may_answer: true })
         }
         fn is_own(&self, _: MacAddr) -> bool {
             false
         }
-        fn now_ns(&self) -> u64 {
-            0
+    }
+
+    impl Witness<()> for Everything {
+        fn saw(&self, _: Sighting<()>) -> Reaction {
+            Reaction::Nothing
         }
+        fn asks(&self, _: Asking<()>) {}
     }
 
     proptest! {
@@ -408,6 +474,8 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0..100_usize) {
             parse(bytes.as_slice());
+            parse_leaving(bytes.as_slice(), None);
+            parse_leaving(bytes.as_slice(), Some((7, ETHERTYPE_VLAN)));
             let _ = bytes.as_slice().view::<ArpPacket>(at);
             let _ = view_mut::<ArpPacket>(&mut bytes.clone(), at);
         }
@@ -429,7 +497,8 @@ mod tests {
                 prop_assert!(frame.arp_at + ArpPacket::LEN <= bytes.len());
                 let port =
                     Port::accepting(MacAddr::new(golden::PORT_MAC), 1);
-                verdict(&frame, &port, &Everything);
+                verdict(&frame, &port, &Everything, &Everything);
+                guard(&frame, &port, &Everything);
             }
         }
     }

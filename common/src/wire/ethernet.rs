@@ -70,16 +70,18 @@ pub struct VlanTag {
 impl VlanTag {
     /// Length in bytes.
     pub const LEN: usize = 4;
+    /// The bits of the control information that are the identifier.
+    pub const ID: u16 = 0x0fff;
 
     /// A tag with priority 0.
     pub const fn new(id: u16, ethertype: u16) -> Self {
-        Self { control: (id & 0x0fff).to_be_bytes(), ethertype: ethertype.to_be_bytes() }
+        Self { control: (id & Self::ID).to_be_bytes(), ethertype: ethertype.to_be_bytes() }
     }
 
     /// VLAN identifier, 0..=4095, without the priority bits.
     #[inline(always)]
     pub const fn id(&self) -> u16 {
-        u16::from_be_bytes(self.control) & 0x0fff
+        u16::from_be_bytes(self.control) & Self::ID
     }
 
     /// The type of what follows, host order.

@@ -27,6 +27,7 @@ pub(crate) fn measure() -> (Figure, Vec<(&'static str, Figure)>) {
         let of_interest = |row: &&Row| {
             row.kind == kind
                 && row.tags == Tags::None
+                && row.column.name.is_empty()
                 && row.column.local
                 && row.column.state == Some(State::Online)
         };

@@ -7,7 +7,7 @@ use arpwarden_common::{
     wire::arp::Outgoing,
 };
 
-use crate::input::{Claimant, OnlineSpec, RequestId, Sighting};
+use crate::input::{Claimant, MonoTime, OnlineSpec, RequestId, Sighting};
 
 /// What the engine wants done. Actions are carried out in the order in which they come; those with an outcome
 /// report it back as an [`crate::Input`].
@@ -26,6 +26,21 @@ pub enum Action {
         key: AddressKey,
         /// The word.
         word: StateWord,
+    },
+    /// Store the end of the lease of an installed address. It comes before the word that makes the address answer.
+    Lease {
+        /// Which one.
+        key: AddressKey,
+        /// From then on it may not answer, whatever its word says; `None`: no lease.
+        until: Option<MonoTime>,
+    },
+    /// Write down how an address is claimed, before what follows is done; `None`: it is only watched. Outlives the
+    /// daemon, so that [`crate::Input::Adopt`] can tell it.
+    Remember {
+        /// Which one.
+        key: AddressKey,
+        /// How.
+        spec: Option<OnlineSpec>,
     },
     /// Take the address out of the datapath.
     Remove {
@@ -73,10 +88,13 @@ pub enum Purpose {
     Probe,
     /// A frame of the plan.
     Announcement,
-    /// Because of a conflict (RFC 5227 §2.4).
+    /// Because of a conflict (RFC 5227 §2.4). The sender takes the permit to defend that it shares with the program
+    /// first; refused, the frame has not left.
     Defence,
     /// The owner's MAC told again after a roll-back.
     Repair,
+    /// An ordinary question with the address as sender, so that the cache of the host asked follows.
+    Ask,
 }
 
 /// How a command went.
@@ -165,10 +183,10 @@ pub enum EventKind {
         /// For whom.
         claimant: Claimant,
     },
-    /// The repairs of a roll-back have left.
+    /// The repairs of a roll-back, or those that a command asked for, have left.
     Repaired {
-        /// Whose MAC was told.
-        claimant: Claimant,
+        /// Whose MAC was told after a roll-back; `None`: our own.
+        claimant: Option<Claimant>,
         /// Frames.
         count: u64,
     },
@@ -184,6 +202,17 @@ pub enum EventKind {
     },
     /// Somebody else took the address off the interface.
     AddressRemoved,
+    /// It was put back.
+    AddressRestored,
+    /// Somebody else has configured an address that may not answer, is watched, or is not to be configured.
+    AddressAdded,
+    /// The lease is past: silent from now on.
+    LeaseExpired,
+    /// Taken on from an earlier run of the daemon.
+    Adopted {
+        /// Claims and probes meanwhile of which no event told.
+        untold: u64,
+    },
     /// Something that the engine asked for failed; it is tried again where that makes sense.
     Failed {
         /// In words.
@@ -220,6 +249,16 @@ pub enum Reason {
     Deregistered,
     /// The interface has another MAC, which is announced.
     MacChanged,
+    /// The lease is past.
+    LeaseExpired,
+    /// The link carries no frames.
+    LinkDown,
+    /// The link carries frames again.
+    LinkUp,
+    /// The interface is no more.
+    InterfaceGone,
+    /// Somebody else took it off the interface.
+    AddressRemoved,
     /// A step failed.
     Failed,
 }
@@ -241,6 +280,11 @@ impl Reason {
             Self::Retry => "retry",
             Self::Deregistered => "deregistered",
             Self::MacChanged => "mac_changed",
+            Self::LeaseExpired => "lease_expired",
+            Self::LinkDown => "link_down",
+            Self::LinkUp => "link_up",
+            Self::InterfaceGone => "interface_gone",
+            Self::AddressRemoved => "address_removed",
             Self::Failed => "failed",
         }
     }

@@ -4,7 +4,8 @@ use core::time::Duration;
 
 use arpwarden_common::{
     abi::AddressKey,
-    net::MacAddr,
+    net::{Ipv4, MacAddr},
+    state::StateWord,
     wire::arp::{Form, Outgoing},
 };
 
@@ -75,6 +76,28 @@ pub enum Defend {
     Hold,
 }
 
+/// Whether the kernel is to have the address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Register {
+    /// It is put on the interface.
+    #[default]
+    Address,
+    /// It is answered, but not configured: something else takes the packets.
+    None,
+}
+
+/// What is done when somebody else takes an address that is ours off the interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnRemoved {
+    /// It is put back, unless that happens too often ([`crate::params::RESTORATIONS`]).
+    #[default]
+    Restore,
+    /// The address is given up.
+    GiveUp,
+    /// Nothing; it is reported, as in the other cases.
+    Report,
+}
+
 /// How `online` is to be done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OnlineSpec {
@@ -90,6 +113,13 @@ pub struct OnlineSpec {
     pub wait: Duration,
     /// The address is on the interface already: take it over as it is, probe unshielded.
     pub adopt: bool,
+    /// The address may be answered for so long from the command on, unless renewed; `None`: without end. Never part
+    /// of the comparison with a managed address: the same claim again renews.
+    pub lease: Option<Duration>,
+    /// Whether the kernel is to have it.
+    pub register: Register,
+    /// What is done when somebody else takes it off the interface.
+    pub on_removed: OnRemoved,
 }
 
 /// A host that claimed or probed for an address.
@@ -99,6 +129,47 @@ pub struct Claimant {
     pub mac: MacAddr,
     /// Ethernet source; differs from `mac` behind proxies and with forged frames.
     pub ethernet_source: MacAddr,
+}
+
+/// The owner of an address, as far as its claims tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// Who claimed it last.
+    pub claimant: Claimant,
+    /// When (CLOCK_BOOTTIME).
+    pub seen: MonoTime,
+}
+
+/// A host that asked for an address not long ago, or a gateway: somebody whose cache should be right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// Where the frame goes.
+    pub mac: MacAddr,
+    /// Who is asked for.
+    pub address: Ipv4,
+}
+
+/// What an earlier run of the daemon has left of an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// The word that the datapath has of it.
+    pub word: StateWord,
+    /// How it was claimed last (the latest [`crate::Action::Remember`]); `None` if that is not known.
+    pub spec: Option<OnlineSpec>,
+    /// Prefix length (1..=32) with which the earlier run has put it on the interface, or was about to.
+    pub registered: Option<u8>,
+    /// It is configured in this network namespace now.
+    pub local: bool,
+    /// End of its lease as the datapath has it; `None`: no lease.
+    pub lease_until: Option<MonoTime>,
+    /// The program has given it up itself.
+    pub fallen: bool,
+    /// When it was defended, in any order; by the program or by the daemon.
+    pub defences: Vec<MonoTime>,
+    /// Who claimed it last.
+    pub owner: Option<Owner>,
+    /// Claims and probes of which no event told.
+    pub untold: u64,
 }
 
 /// What the datapath saw.
@@ -136,6 +207,10 @@ pub struct Sighting {
     pub owner_changed: bool,
     /// When the frame came in.
     pub at: MonoTime,
+    /// The program has answered the claim with a defence itself.
+    pub defended: bool,
+    /// The program has given the address up because of the claim: it is silent already.
+    pub fell: bool,
 }
 
 /// An interface, as far as the engine needs it.
@@ -147,6 +222,8 @@ pub struct Interface {
     pub pace: Pace,
     /// Defences allowed in a window of time; `None`: as many as the interval allows.
     pub moves: Option<MoveBudget>,
+    /// The link carries frames (IFF_RUNNING). Down-times that the daemon causes itself are not told.
+    pub up: bool,
 }
 
 /// How fast announcements may leave an interface.
@@ -221,6 +298,42 @@ pub enum Input {
         request: RequestId,
         /// Which one.
         key: AddressKey,
+    },
+    /// Extend the lease of an address that is ours or claimed; one without a lease gets one.
+    Renew {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+        /// From now on.
+        lease: Duration,
+    },
+    /// Ask each of these hosts with the address as sender, so that their caches follow.
+    Repair {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+        /// Whom to ask.
+        neighbours: Vec<Neighbour>,
+    },
+    /// An earlier run has left an address; told before anything else of that address is. Its interface must be known.
+    Adopt {
+        /// Which one.
+        key: AddressKey,
+        /// What is left of it.
+        kept: Kept,
+    },
+    /// The interface is no more: its addresses vanish, there is nothing left to take them off.
+    Gone {
+        /// Its index.
+        index: u32,
+    },
+    /// The program or the guard is missing from an interface: its addresses that may not answer are shielded no more
+    /// and must not stay on it.
+    ProgramMissing {
+        /// Its index.
+        index: u32,
     },
     /// The caller of a command has gone away; the command itself goes on.
     Forget {

@@ -17,11 +17,14 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use arpwarden_common::abi::AddressKey;
+use arpwarden_common::{
+    abi::AddressKey,
+    net::{Ipv4, Vlan},
+};
 
 pub use action::{Action, Answer, Event, EventKind, Purpose, Reason};
-pub use address::{Managed, Owner};
-pub use input::{Dice, Input, Interface, MonoTime, OnlineSpec, RequestId};
+pub use address::Managed;
+pub use input::{Dice, Input, Interface, Kept, MonoTime, OnlineSpec, Owner, RequestId};
 
 use address::{Open, OpenOutcomes, Turn};
 use pace::{Outbox, Wish};
@@ -66,11 +69,23 @@ impl Engine {
 
     /// Takes an input in.
     pub fn handle(&mut self, now: MonoTime, input: Input, dice: &mut dyn Dice) {
+        if let Input::Online { request, spec: OnlineSpec { lease: Some(lease), .. }, .. }
+        | Input::Renew { request, lease, .. } = input
+            && let Some(what) = address::no_lease(now, lease)
+        {
+            self.actions.push_back(Action::Answer { request, answer: Answer::Failed(what) });
+            return;
+        }
         match input {
             Input::Interface { index, interface } => self.interface(now, index, interface, dice),
             Input::Online { request, key, spec } => {
                 if self.addresses.contains_key(&key) {
                     self.with(now, key, dice, |address, turn| address.online(request, spec, turn));
+                } else if spec.wait.is_zero()
+                    && self.links.get(&key.interface).is_some_and(|link| !link.interface.up)
+                {
+                    let what = address::link_is_down(&key);
+                    self.actions.push_back(Action::Answer { request, answer: Answer::Failed(what) });
                 } else {
                     self.add(now, key, request, dice, |turn| Managed::claimed(key, request, spec, turn));
                 }
@@ -90,6 +105,31 @@ impl Engine {
             }
             Input::Announce { request, key } => {
                 self.command(now, key, request, dice, |address, turn| address.announce(request, turn));
+            }
+            Input::Renew { request, key, lease } => {
+                self.command(now, key, request, dice, |address, turn| address.renew(request, lease, turn));
+            }
+            Input::Repair { request, key, neighbours } => {
+                self.command(now, key, request, dice, |address, turn| {
+                    address.repair(request, &neighbours, turn);
+                });
+            }
+            Input::Adopt { key, kept } => self.adopt(now, key, &kept, dice),
+            Input::Gone { index } => {
+                for key in self.keys_on(index) {
+                    self.turn(now, key, dice, Managed::interface_gone);
+                }
+                if let Some(link) = self.links.remove(&index)
+                    && let Some(armed) = link.armed
+                {
+                    self.timers.remove(&(armed, Timer::Outbox(index)));
+                }
+            }
+            Input::ProgramMissing { index } => {
+                for key in self.keys_on(index) {
+                    self.turn(now, key, dice, Managed::program_missing);
+                }
+                self.flush(now, index, dice);
             }
             Input::Forget { request } => {
                 if let Some(key) = self.requests.remove(&request)
@@ -224,23 +264,33 @@ impl Engine {
         if before == interface {
             return;
         }
-        let first = AddressKey {
-            interface: index,
-            vlan: arpwarden_common::net::Vlan::UNTAGGED,
-            address: arpwarden_common::net::Ipv4::UNSPECIFIED,
-        };
-        let keys: Vec<AddressKey> = self
-            .addresses
-            .range(first..)
-            .map(|(key, _)| *key)
-            .take_while(|key| key.interface == index)
-            .collect();
-        for key in keys {
-            self.turn(now, key, dice, |address, turn| {
-                address.interface_changed(before.mac != interface.mac, turn);
-            });
+        for key in self.keys_on(index) {
+            self.turn(now, key, dice, |address, turn| address.interface_changed(&before, turn));
         }
         self.flush(now, index, dice);
+    }
+
+    /// The addresses of an interface.
+    fn keys_on(&self, index: u32) -> Vec<AddressKey> {
+        let first = AddressKey { interface: index, vlan: Vlan::UNTAGGED, address: Ipv4::UNSPECIFIED };
+        let keys = self.addresses.range(first..).map(|(key, _)| *key);
+        keys.take_while(|key| key.interface == index).collect()
+    }
+
+    /// Takes on what an earlier run has left of an address. One that is managed already is left alone, and one whose
+    /// interface is not known is nowhere.
+    fn adopt(&mut self, now: MonoTime, key: AddressKey, kept: &Kept, dice: &mut dyn Dice) {
+        if self.addresses.contains_key(&key) {
+            return;
+        }
+        if !self.links.contains_key(&key.interface) {
+            self.actions.push_back(Action::Remove { key });
+            let (from, reason) = (kept.word.state(), Reason::InterfaceGone);
+            let kind = EventKind::State { from, to: None, reason };
+            self.actions.push_back(Action::Event(Event { key, kind }));
+            return;
+        }
+        self.insert(now, key, dice, |turn| Managed::adopted(key, kept, turn));
     }
 
     /// A command for an address that may be unknown.
@@ -267,14 +317,26 @@ impl Engine {
         dice: &mut dyn Dice,
         make: impl FnOnce(&mut Turn<'_>) -> Managed,
     ) {
-        let Some(link) = self.links.get_mut(&key.interface) else {
+        if !self.links.contains_key(&key.interface) {
             let what = format!(
                 "managing {}: the interface with index {} is not one that this daemon runs on",
                 key.address, key.interface
             );
             self.actions.push_back(Action::Answer { request, answer: Answer::Failed(what) });
             return;
-        };
+        }
+        self.insert(now, key, dice, make);
+    }
+
+    /// Adds an address on a link that is known.
+    fn insert(
+        &mut self,
+        now: MonoTime,
+        key: AddressKey,
+        dice: &mut dyn Dice,
+        make: impl FnOnce(&mut Turn<'_>) -> Managed,
+    ) {
+        let Some(link) = self.links.get_mut(&key.interface) else { return };
         let mut turn = Turn {
             now,
             dice: &mut *dice,
@@ -332,6 +394,7 @@ impl Engine {
             tags: &mut self.tags,
             open: &mut self.open,
         };
+        address.heed_lease(&mut turn);
         let result = what(address, &mut turn);
         let deadline = if address.is_gone() { None } else { address.deadline() };
         if address.armed != deadline {
@@ -358,7 +421,8 @@ impl Engine {
             if ready.is_some_and(|ready| ready <= now)
                 && let Some(wish) = link.outbox.pop()
             {
-                let (Wish::Urgent(key, _) | Wish::Probe(key) | Wish::Announcement(key, _)) = wish;
+                let (Wish::Urgent(key, _) | Wish::Probe(key) | Wish::Ask(key) | Wish::Announcement(key, _)) =
+                    wish;
                 let left = self.turn(now, key, dice, |address, turn| address.launch(wish, turn));
                 if left == Some(true)
                     && let Some(link) = self.links.get_mut(&index)

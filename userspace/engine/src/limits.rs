@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     input::{MonoTime, MoveBudget},
-    params::{DEFEND_INTERVAL, LOUD_CLAIMS, LOUD_WINDOW, OWNER_FLAPS},
+    params::{DEFEND_INTERVAL, LOUD_CLAIMS, LOUD_WINDOW, OWNER_FLAPS, RESTORATIONS, RESTORATIONS_WINDOW},
 };
 
 /// Defences remembered where no budget is set, so that one that is set later finds a past: four EVPN budgets.
@@ -52,9 +52,11 @@ impl Defences {
         (now.since(oldest) < window).then(|| oldest.after(window))
     }
 
-    /// One leaves.
-    pub(crate) fn record(&mut self, now: MonoTime, budget: Option<MoveBudget>) {
-        self.left.push_back(now);
+    /// One leaves, or was seen to leave: reports of the program come after the fact, and not always in order.
+    pub(crate) fn record(&mut self, at: MonoTime, budget: Option<MoveBudget>) {
+        let place = self.left.iter().rposition(|earlier| *earlier <= at).map_or(0, |place| place + 1);
+        self.left.insert(place, at);
+        let now = self.left.back().copied().unwrap_or(at);
         match budget {
             Some(MoveBudget { window, .. }) => {
                 while self.left.front().is_some_and(|oldest| now.since(*oldest) >= window)
@@ -71,14 +73,35 @@ impl Defences {
         }
     }
 
-    /// The one recorded last did not leave.
-    pub(crate) fn take_back(&mut self) {
-        self.left.pop_back();
+    /// The one recorded at `at` did not leave.
+    pub(crate) fn take_back(&mut self, at: MonoTime) {
+        if let Some(place) = self.left.iter().rposition(|left| *left == at) {
+            self.left.remove(place);
+        }
     }
 
     /// When the last one left.
     pub(crate) fn last(&self) -> Option<MonoTime> {
         self.left.back().copied()
+    }
+}
+
+/// How often an address was put back on its interface lately.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Restorations {
+    /// Oldest first.
+    done: VecDeque<MonoTime>,
+}
+
+impl Restorations {
+    /// Counts one at `now`; false if there were [`RESTORATIONS`] in [`RESTORATIONS_WINDOW`] already.
+    pub(crate) fn allow(&mut self, now: MonoTime) -> bool {
+        self.done.retain(|earlier| now.since(*earlier) < RESTORATIONS_WINDOW);
+        let allowed = self.done.len() < RESTORATIONS;
+        if allowed {
+            self.done.push_back(now);
+        }
+        allowed
     }
 }
 

@@ -34,6 +34,8 @@ impl Bucket {
 pub(crate) enum Wish {
     /// A defence or a repair.
     Urgent(AddressKey, Urgent),
+    /// See [`crate::action::Purpose::Ask`].
+    Ask(AddressKey),
     /// A probe.
     Probe(AddressKey),
     /// A frame of the plan of an address, with its number (see [`crate::plan`]).
@@ -51,7 +53,8 @@ pub(crate) enum Urgent {
 
 /// The queue of an interface. All frames share the bucket, because a switch counts them all; defences and repairs
 /// go first, then probes, then announcements: first rounds before later ones, requests before replies, addresses
-/// in the order of their keys.
+/// in the order of their keys. Questions to single hosts come behind the first round: they are many, and what they
+/// mend is less than what a claim or a defence that waited for them would leave wrong.
 ///
 /// An address that changed its mind leaves its wishes in place; it is asked again when their turn comes.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +62,7 @@ pub(crate) struct Outbox {
     bucket: Bucket,
     urgent: VecDeque<(AddressKey, Urgent)>,
     probes: VecDeque<AddressKey>,
+    asks: VecDeque<AddressKey>,
     announcements: BTreeSet<(u8, AddressKey)>,
 }
 
@@ -67,6 +71,7 @@ impl Outbox {
         match wish {
             Wish::Urgent(key, urgent) => self.urgent.push_back((key, urgent)),
             Wish::Probe(key) => self.probes.push_back(key),
+            Wish::Ask(key) => self.asks.push_back(key),
             Wish::Announcement(key, number) => {
                 self.announcements.insert((number, key));
             }
@@ -80,12 +85,19 @@ impl Outbox {
         if let Some(key) = self.probes.pop_front() {
             return Some(Wish::Probe(key));
         }
+        let first_round = self.announcements.first().is_some_and(|(number, _)| *number < 2);
+        if !first_round && let Some(key) = self.asks.pop_front() {
+            return Some(Wish::Ask(key));
+        }
         self.announcements.pop_first().map(|(number, key)| Wish::Announcement(key, number))
     }
 
     /// When the next frame may leave; `None` if none waits.
     pub(crate) fn ready(&self, pace: Pace) -> Option<MonoTime> {
-        let empty = self.urgent.is_empty() && self.probes.is_empty() && self.announcements.is_empty();
+        let empty = self.urgent.is_empty()
+            && self.probes.is_empty()
+            && self.asks.is_empty()
+            && self.announcements.is_empty();
         (!empty).then(|| self.bucket.ready(pace))
     }
 

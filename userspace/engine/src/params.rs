@@ -39,18 +39,49 @@ pub const SEND_FAILURES: u8 = 5;
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// See [`BACKOFF_MIN`].
 pub const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// An address that somebody else takes off the interface is put back so many times in [`RESTORATIONS_WINDOW`]; then
+/// somebody means it, or another tool is at war with us.
+pub const RESTORATIONS: usize = 3;
+/// See [`RESTORATIONS`].
+pub const RESTORATIONS_WINDOW: Duration = Duration::from_secs(60);
+/// The program reads a clock that is late by up to a jiffy (10 ms at HZ=100); the end that it is told is earlier by as
+/// much, so that it never answers beyond the lease.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(10);
+/// A link that is up again within this time is announced on at once (design: "Links"): a cable that was moved, a switch
+/// port that renegotiated. A rival that was quick enough to take the address meanwhile is a conflict like any other.
+pub const LINK_FLAP: Duration = Duration::from_millis(500);
+/// The netlink watch is another socket than the one that changes are acknowledged on: what it says of the time
+/// before an own change may come after the acknowledgement, by so long at most.
+pub const REPORT_DELAY: Duration = Duration::from_secs(1);
+/// Silence after the probes says nothing of what came later. If the kernel has taken longer than this to register the
+/// address, or this process or the machine has slept that long, the probes are repeated, shielded. A thousand
+/// registrations in a row take a fifth of it.
+pub const SILENCE_LASTS: Duration = Duration::from_secs(1);
+/// After a link came up its announcements are repeated once after this time, and the first probe waits for it: a switch
+/// port forwards only some 30–75 ms after link up.
+pub const LINK_SETTLE: Duration = Duration::from_millis(100);
 
 /// When the rounds of a plan begin, from its first frame on: the second round is beyond Linux's `locktime`, the
 /// last one reaches what was still booting or converging (keepalived repeats at 5 s too).
 const FAST_ROUNDS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(1_100), Duration::from_millis(2_200), Duration::from_secs(5)];
+/// The same after a link came up, with a round for switches that did not forward the first one.
+const FAST_LINK_ROUNDS: [Duration; 5] = [
+    Duration::ZERO,
+    LINK_SETTLE,
+    Duration::from_millis(1_100),
+    Duration::from_millis(2_200),
+    Duration::from_secs(5),
+];
 /// ANNOUNCE_NUM 2, ANNOUNCE_INTERVAL 2 s (RFC 5227 §1.1).
 const RFC5227_ROUNDS: [Duration; 2] = [Duration::ZERO, Duration::from_secs(2)];
+/// See [`FAST_LINK_ROUNDS`].
+const RFC5227_LINK_ROUNDS: [Duration; 3] = [Duration::ZERO, LINK_SETTLE, Duration::from_secs(2)];
 
 /// A plan of announcements.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rounds {
-    /// Offsets from the first frame; at most 4.
+    /// Offsets from the first frame; at most 5.
     pub offsets: &'static [Duration],
     /// Each offset is drawn from so many percent around it, lest many hosts fall into step.
     pub jitter_percent: u64,
@@ -58,11 +89,19 @@ pub struct Rounds {
     pub replies: bool,
 }
 
-/// The plan of a profile.
-pub const fn rounds(profile: Profile) -> Rounds {
+/// The plan of a profile; `link_up`: the link has just come up.
+pub const fn rounds(profile: Profile, link_up: bool) -> Rounds {
     match profile {
-        Profile::Fast => Rounds { offsets: &FAST_ROUNDS, jitter_percent: 10, replies: true },
-        Profile::Rfc5227 => Rounds { offsets: &RFC5227_ROUNDS, jitter_percent: 0, replies: false },
+        Profile::Fast => Rounds {
+            offsets: if link_up { &FAST_LINK_ROUNDS } else { &FAST_ROUNDS },
+            jitter_percent: 10,
+            replies: true,
+        },
+        Profile::Rfc5227 => Rounds {
+            offsets: if link_up { &RFC5227_LINK_ROUNDS } else { &RFC5227_ROUNDS },
+            jitter_percent: 0,
+            replies: false,
+        },
     }
 }
 

@@ -5,12 +5,12 @@
 use core::time::Duration;
 
 use crate::{
-    input::{Dice, MonoTime, Profile, nanoseconds},
-    params::{self, BACKOFF_MAX, BACKOFF_MIN, Rounds, SEND_FAILURES, SEND_RETRY},
+    input::{Dice, MonoTime, nanoseconds},
+    params::{BACKOFF_MAX, BACKOFF_MIN, Rounds, SEND_FAILURES, SEND_RETRY},
 };
 
 /// A set of frame numbers, one bit each.
-type Frames = u8;
+type Frames = u16;
 
 /// What a failed frame means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,10 +48,10 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// A plan whose first round is due now.
-    pub(crate) fn new(tag: u64, profile: Profile) -> Self {
+    pub(crate) fn new(tag: u64, rounds: Rounds) -> Self {
         let mut plan = Self {
             tag,
-            rounds: params::rounds(profile),
+            rounds,
             started: None,
             next: 0,
             due: None,
@@ -89,12 +89,12 @@ impl Plan {
     /// Frames that wait for their turn, by number.
     pub(crate) fn queued(&self) -> impl Iterator<Item = u8> + use<> {
         let queued = self.queued;
-        (0..8).filter(move |number| queued & 1 << number != 0)
+        (0..10).filter(move |number| queued & 1 << number != 0)
     }
 
     /// Takes frame `number` out for sending at `now`; false if it is not wanted (any more).
     pub(crate) fn launch(&mut self, number: u8, now: MonoTime, dice: &mut dyn Dice) -> bool {
-        let bit = 1_u8.checked_shl(u32::from(number)).unwrap_or(0);
+        let bit = 1_u16.checked_shl(u32::from(number)).unwrap_or(0);
         if self.queued & bit == 0 {
             return false;
         }
@@ -109,7 +109,7 @@ impl Plan {
 
     /// Frame `number` has left.
     pub(crate) fn landed(&mut self, number: u8, now: MonoTime, dice: &mut dyn Dice) {
-        self.flying &= !(1_u8.checked_shl(u32::from(number)).unwrap_or(0));
+        self.flying &= !(1_u16.checked_shl(u32::from(number)).unwrap_or(0));
         self.sent += 1;
         self.failures = 0;
         self.backoff = BACKOFF_MIN;
@@ -121,7 +121,7 @@ impl Plan {
 
     /// Frame `number` could not be sent.
     pub(crate) fn failed(&mut self, number: u8, now: MonoTime) -> Failure {
-        let bit = 1_u8.checked_shl(u32::from(number)).unwrap_or(0);
+        let bit = 1_u16.checked_shl(u32::from(number)).unwrap_or(0);
         self.flying &= !bit;
         self.failed |= bit;
         if self.retry.is_some() {

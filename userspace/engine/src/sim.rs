@@ -17,7 +17,7 @@ use arpwarden_common::{
 
 use crate::{
     Action, Answer, Dice, Engine, EventKind, Input, Interface, MonoTime, OnlineSpec, RequestId,
-    input::{Claimant, Sighting, SightingKind},
+    input::{Claimant, Kept, Sighting, SightingKind},
     tests::Seeded,
 };
 
@@ -96,6 +96,11 @@ pub(crate) struct Warden {
     pub(crate) engine: Engine,
     pub(crate) kernel: Kernel,
     words: BTreeMap<AddressKey, StateWord>,
+    leases: BTreeMap<AddressKey, MonoTime>,
+    /// What the state file and the journal of registrations have.
+    specs: BTreeMap<AddressKey, OnlineSpec>,
+    journal: BTreeMap<AddressKey, u8>,
+    interface: Interface,
     owners: BTreeMap<AddressKey, MacAddr>,
     reported: BTreeSet<(AddressKey, MacAddr, u64)>,
     /// No report overtakes an earlier one.
@@ -104,22 +109,36 @@ pub(crate) struct Warden {
     pub(crate) answers: BTreeMap<RequestId, Vec<Answer>>,
     /// The daemon is stopped (SIGSTOP); what came in meanwhile.
     frozen: Option<Vec<Input>>,
+    /// The daemon is dead; what it was told is lost.
+    dead: bool,
     requests: u64,
 }
 
-struct Maps<'a>(&'a BTreeMap<AddressKey, StateWord>, MacAddr);
+impl Warden {
+    /// By its word and its lease, whatever the daemon does.
+    fn may_answer(&self, key: &AddressKey, now: MonoTime) -> bool {
+        self.words.get(key).is_some_and(|word| word.may_answer())
+            && self.leases.get(key).is_none_or(|until| now <= *until)
+    }
+}
+
+struct Maps<'a> {
+    warden: &'a Warden,
+    now: MonoTime,
+}
 
 impl Tables for Maps<'_> {
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        self.0.get(key).map(|word| Entry { slot: 0, word: *word, lease_until_ns: 0 })
+        let lease_until_ns = self.warden.leases.get(key).map_or(0, |until| until.0);
+        self.warden.words.get(key).map(|word| Entry { slot: 0, word: *word, lease_until_ns })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
-        mac == self.1
+        mac == self.warden.kernel.mac
     }
 
     fn now_ns(&self) -> u64 {
-        0 // there are no leases here
+        self.now.0
     }
 }
 
@@ -190,12 +209,17 @@ impl Net {
             engine: Engine::new(),
             kernel: Kernel::new(mac),
             words: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            journal: BTreeMap::new(),
+            interface: Interface { mac, ..interface },
             owners: BTreeMap::new(),
             reported: BTreeSet::new(),
             ring: self.now,
             events: Vec::new(),
             answers: BTreeMap::new(),
             frozen: None,
+            dead: false,
             requests: 0,
         })));
         let interface = Interface { mac, ..interface };
@@ -243,6 +267,11 @@ impl Net {
 
     pub(crate) fn may_answer(&self, host: Host, address: Ipv4) -> bool {
         self.state(host, address).is_some_and(State::may_answer)
+    }
+
+    /// Its program would answer, whatever its daemon knows.
+    pub(crate) fn answers_for(&self, host: Host, address: Ipv4) -> bool {
+        self.at(host).may_answer(&key(address), self.now)
     }
 
     /// Whom `host` would send packets for `address` to.
@@ -302,6 +331,58 @@ impl Net {
 
     pub(crate) fn plug(&mut self, host: Host) {
         self.unplugged.remove(&host);
+    }
+
+    /// The link of a host with an engine goes down or comes up, cable and all.
+    pub(crate) fn link(&mut self, host: Host, up: bool) {
+        if up {
+            self.plug(host);
+        } else {
+            self.unplug(host);
+        }
+        let warden = self.at_mut(host);
+        warden.interface.up = up;
+        let interface = warden.interface;
+        self.tell(host, Input::Interface { index: INTERFACE, interface });
+    }
+
+    pub(crate) fn renew(&mut self, host: Host, address: Ipv4, lease: Duration) -> RequestId {
+        self.command(host, |request| Input::Renew { request, key: key(address), lease })
+    }
+
+    /// Kills the daemon; its program goes on, and the kernel with what it was asked for.
+    pub(crate) fn kill(&mut self, host: Host) {
+        let warden = self.at_mut(host);
+        warden.engine = Engine::new();
+        warden.frozen = None;
+        warden.dead = true;
+        self.queue.retain(|_, item| !matches!(item, Item::Input { to, .. } if *to == host));
+    }
+
+    /// Starts the daemon again.
+    pub(crate) fn start(&mut self, host: Host) {
+        let warden = self.at_mut(host);
+        warden.dead = false;
+        let interface = warden.interface;
+        let kept = warden.words.iter().map(|(key, word)| {
+            let kept = Kept {
+                word: *word,
+                spec: warden.specs.get(key).copied(),
+                registered: warden.journal.get(key).copied(),
+                local: warden.kernel.addresses.contains(&key.address),
+                lease_until: warden.leases.get(key).copied(),
+                fallen: false,
+                defences: Vec::new(),
+                owner: None,
+                untold: 0,
+            };
+            (*key, kept)
+        });
+        let kept: Vec<(AddressKey, Kept)> = kept.collect();
+        self.tell(host, Input::Interface { index: INTERFACE, interface });
+        for (key, kept) in kept {
+            self.tell(host, Input::Adopt { key, kept });
+        }
     }
 
     /// Stops the daemon; its program goes on.
@@ -367,6 +448,7 @@ impl Net {
                     self.tell(to, Input::Registered { key, result });
                 } else {
                     addresses.remove(&key.address);
+                    self.at_mut(to).journal.remove(&key);
                     self.tell(to, Input::Deregistered { key, result });
                 }
                 // The watch is another socket: its report comes later.
@@ -379,6 +461,9 @@ impl Net {
     fn tell(&mut self, host: Host, input: Input) {
         let (now, mut dice) = (self.now, self.dice.clone());
         let warden = self.at_mut(host);
+        if warden.dead {
+            return;
+        }
         if let Some(waiting) = &mut warden.frozen {
             waiting.push(input);
             return;
@@ -401,13 +486,30 @@ impl Net {
                     let before = self.at_mut(host).words.insert(key, word);
                     assert!(before.is_some(), "stored without being installed");
                 }
+                Action::Lease { key, until } => {
+                    let leases = &mut self.at_mut(host).leases;
+                    match until {
+                        Some(until) => leases.insert(key, until),
+                        None => leases.remove(&key),
+                    };
+                }
+                Action::Remember { key, spec } => {
+                    let specs = &mut self.at_mut(host).specs;
+                    match spec {
+                        Some(spec) => specs.insert(key, spec),
+                        None => specs.remove(&key),
+                    };
+                }
                 Action::Remove { key } => {
                     let warden = self.at_mut(host);
+                    warden.leases.remove(&key);
+                    warden.specs.remove(&key);
                     assert!(warden.words.remove(&key).is_some(), "removed without being installed");
                     assert!(!warden.kernel.addresses.contains(&key.address), "still on the interface");
                     warden.owners.remove(&key);
                 }
-                Action::Register { key, .. } => {
+                Action::Register { key, prefix_length } => {
+                    self.at_mut(host).journal.insert(key, prefix_length);
                     assert!(self.at(host).words[&key].is_local(), "the shield comes first");
                     let wait = self.draw(100, 2_000);
                     self.later(wait, Item::Kernel { to: host, key, add: true });
@@ -439,7 +541,7 @@ impl Net {
         {
             let own = frame.sender_mac == warden.kernel.mac;
             assert!(
-                !own || word.may_answer() || word.is(State::Watched),
+                !own || warden.may_answer(&key(frame.sender_ip), self.now) || word.is(State::Watched),
                 "{:?} leaves a host whose word is {word:?}",
                 frame
             );
@@ -470,7 +572,7 @@ impl Net {
             Node::Warden(warden) => {
                 let mac = warden.kernel.mac;
                 let port = Port::accepting(mac, INTERFACE);
-                let decided = verdict(&frame, &port, &Maps(&warden.words, mac));
+                let decided = verdict(&frame, &port, &Maps { warden, now });
                 let (sighting, outcome) = (decided.sighting, decided.outcome);
                 let answer = match outcome {
                     Outcome::Answered { mac, .. } => Some(Outgoing {
@@ -530,6 +632,8 @@ impl Net {
             repeat,
             owner_changed,
             at: now,
+            defended: false,
+            fell: false,
         };
         warden.ring = warden.ring.max(now.after(wait));
         let wait = warden.ring.since(now);

@@ -1,34 +1,48 @@
 //! Commands and their answers.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    rc::Rc,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use arpwarden_common::{
     abi::{AddressKey, Counter},
-    net::{MacAddr, Vlan},
+    net::MacAddr,
     state::State,
 };
-use arpwarden_engine::{Answer, Input, OnlineSpec, Reason, RequestId, input::Claimant};
-use tracing::{debug, info};
+use arpwarden_engine::{
+    Answer, Input, Managed, MonoTime, OnlineSpec, Reason, RequestId,
+    input::{Claimant, Neighbour},
+};
+use tracing::{debug, info, warn};
 
 use super::{Client, Daemon, Pending, Stop, find_link};
 use crate::{
+    address::Cidr,
     events::vlan_ids,
     exit::Exit,
     io::{
+        clock,
         control::{Command, Reply},
         link,
+        netlink::{self, LocalAddress, now::Gateway},
     },
-    protocol::{self, AddressStatus, AddressStatusCounters, InterfaceStatus, Request, Response, Status},
+    protocol::{
+        self, AddressStatus, AddressStatusCounters, AskerStatus, How, InterfaceStatus, RegisterWay, Request,
+        Response, Status,
+    },
 };
 
 impl Daemon {
-    pub(super) fn take_command(&mut self, command: Command) {
+    pub(super) async fn take_command(&mut self, command: Command) {
         let Command { request, peer, replies } = command;
         if let Some(peer) = peer {
             let words = summary(&request);
             match request {
-                Request::Status { .. } | Request::Events { .. } => {
+                Request::Status { .. } | Request::Explain { .. } | Request::Events { .. } => {
                     debug!(uid = peer.uid(), pid = peer.pid(), "asked for {words}");
                 }
                 Request::Online { .. }
@@ -36,13 +50,18 @@ impl Daemon {
                 | Request::Watch { .. }
                 | Request::Unwatch { .. }
                 | Request::Announce { .. }
+                | Request::Repair { .. }
                 | Request::Unload {} => info!(uid = peer.uid(), pid = peer.pid(), "commanded: {words}"),
+                // Once a second for each lease of whoever decides.
+                Request::Renew { .. } => debug!(uid = peer.uid(), pid = peer.pid(), "commanded: {words}"),
             }
         }
         let client = Client::new(replies);
-        if self.ending
-            && !matches!(request, Request::Status { .. } | Request::Events { .. } | Request::Unload {})
-        {
+        let looks = matches!(
+            request,
+            Request::Status { .. } | Request::Explain { .. } | Request::Events { .. } | Request::Unload {}
+        );
+        if self.ending && !looks {
             client.end_with(Exit::NoDaemon, "the daemon is ending; nothing was done".to_owned());
             return;
         }
@@ -50,31 +69,16 @@ impl Daemon {
             Request::Online { addresses, interface, how, attach_now } => {
                 let Some(index) = self.interface_for(&client, &interface, attach_now) else { return };
                 for cidr in addresses {
-                    let address = cidr.address();
-                    let key = AddressKey { interface: index, vlan: Vlan::UNTAGGED, address: address.into() };
-                    if let Some(refusal) = self.refuse_local(&key, how.adopt) {
-                        client.result(address, Some(&interface), refusal);
-                        continue;
-                    }
-                    let spec = how.spec(cidr.prefix_length());
-                    self.submit(&client, key, Verb::Online(spec), |request| Input::Online {
-                        request,
-                        key,
-                        spec,
-                    });
+                    self.online(&client, &interface, index, cidr, how).await;
                 }
             }
             Request::Offline { addresses, interface, watch } => {
                 let addresses = if addresses.is_empty() {
-                    let all: BTreeSet<Ipv4Addr> = self
-                        .engine
-                        .addresses()
-                        // `--all` gives up what is ours or claimed; what is only watched stays so.
-                        .filter(|(_, managed)| managed.state() != State::Watched)
-                        .map(|(key, _)| key.address.into())
-                        .collect();
+                    // `--all` gives up what is ours or claimed; what is only watched stays so.
+                    let mut all = self.addresses_where(|managed| managed.state() != State::Watched);
                     // Last come, first gone, as at the end of the daemon.
-                    all.into_iter().rev().collect()
+                    all.reverse();
+                    all
                 } else {
                     addresses
                 };
@@ -89,7 +93,7 @@ impl Daemon {
             Request::Watch { addresses, interface } => {
                 let Some(index) = self.interface_for(&client, &interface, false) else { return };
                 for address in addresses {
-                    let key = AddressKey { interface: index, vlan: Vlan::UNTAGGED, address: address.into() };
+                    let key = Self::key(index, address);
                     self.submit(&client, key, Verb::Watch, |request| Input::Watch { request, key });
                     if self.locals.contains_key(&address) {
                         self.tell(Input::Local { key, local: true });
@@ -106,6 +110,34 @@ impl Daemon {
                     Input::Announce { request, key }
                 });
             }
+            Request::Renew { addresses, interface, lease_ms } => {
+                let lease = Duration::from_millis(lease_ms);
+                let addresses = if addresses.is_empty() {
+                    self.addresses_where(|managed| managed.lease_until().is_some())
+                } else {
+                    addresses
+                };
+                let verb = Verb::Renew(lease);
+                self.on_managed(&client, &addresses, interface.as_deref(), verb, |request, key| {
+                    Input::Renew { request, key, lease }
+                });
+            }
+            Request::Repair { addresses, interface } => {
+                let mut neighbours = BTreeMap::new();
+                for address in &addresses {
+                    for key in self.keys_of(*address, None) {
+                        neighbours.insert(key, self.neighbours(&key));
+                    }
+                }
+                self.on_managed(&client, &addresses, interface.as_deref(), Verb::Repair, |request, key| {
+                    let neighbours = neighbours.get(&key).cloned().unwrap_or_default();
+                    Input::Repair { request, key, neighbours }
+                });
+            }
+            Request::Explain { address } => {
+                let facts = self.explain(address).await;
+                client.say(Reply::Line(Response::Explanation { facts }));
+            }
             Request::Status { address } => match self.status(address) {
                 Ok(status) => client.say(Reply::Line(Response::Status { status })),
                 Err(error) => client.end_with(Exit::Failed, format!("reading the counters: {error:#}")),
@@ -119,6 +151,99 @@ impl Daemon {
                 self.end("unload");
             }
         }
+    }
+
+    /// Claims an address, unless what the host is forbids it.
+    async fn online(&mut self, client: &Rc<Client>, interface: &str, index: u32, cidr: Cidr, how: How) {
+        let address = cidr.address();
+        let key = Self::key(index, address);
+        // In the place of what answers now, which is on the interface already.
+        let adopt = how.adopt || self.observe && self.locals.contains_key(&address);
+        if let Some(refusal) = self.refuse_local(&key, adopt) {
+            return client.result(address, Some(interface), refusal);
+        }
+        let mut warning = None;
+        if how.register == RegisterWay::None {
+            if !how.blackhole_ok
+                && let Some(why) = self.leads_nowhere(&key).await
+            {
+                let why = format!("{why}; or accept it with --blackhole-ok");
+                return client.result(address, Some(interface), (Exit::Failed, why));
+            }
+        } else if let Some(flux) = self.flux(&key) {
+            if how.lease_ms.is_some() && !how.allow_flux {
+                let why = format!("{flux}, and no lease silences that; or accept it with --allow-flux");
+                return client.result(address, Some(interface), (Exit::Failed, why));
+            }
+            warning = Some(flux);
+        }
+        if self.engine.get(&key).is_none_or(|managed| !managed.state().may_answer()) {
+            self.notes.entry(key).or_default().how = how;
+        }
+        let spec = OnlineSpec { adopt, ..how.spec(cidr.prefix_length()) };
+        self.submit(client, key, Verb::Online(spec), |request| Input::Online { request, key, spec });
+        if let Some(pending) = self.pending.values_mut().next_back().filter(|pending| pending.key == key) {
+            pending.warning = warning;
+        }
+    }
+
+    /// Which other interfaces of this host would answer for an address once it is configured.
+    pub(super) fn flux(&self, key: &AddressKey) -> Option<String> {
+        let elsewhere = self.locals_elsewhere(key.interface);
+        let others = link::siblings_that_answer(&self.links, &elsewhere, key.interface, key.address.into());
+        let names: Vec<&str> = others.iter().map(|link| link.name.as_str()).collect();
+        let first = names.first()?;
+        Some(format!(
+            "{} may be on the same segment and would answer for it too, with another MAC (arp_ignore is 0 there); set \
+             it with 'sysctl -w net.ipv4.conf.{first}.arp_ignore=1'",
+            names.join(", ")
+        ))
+    }
+
+    /// What is configured on other interfaces.
+    fn locals_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
+        let places = self.locals.iter().flat_map(|(address, places)| {
+            places.iter().map(|(index, prefix_length)| (*address, *index, *prefix_length))
+        });
+        places
+            .filter(|(_, at, _)| *at != index)
+            .map(|(address, index, prefix_length)| LocalAddress {
+                index,
+                address,
+                prefix_length,
+                protocol: None,
+            })
+            .collect()
+    }
+
+    /// Addresses with this property, in the order of their keys.
+    fn addresses_where(&self, which: impl Fn(&Managed) -> bool) -> Vec<Ipv4Addr> {
+        let found: BTreeSet<Ipv4Addr> = self
+            .engine
+            .addresses()
+            .filter(|(_, managed)| which(managed))
+            .map(|(key, _)| key.address.into())
+            .collect();
+        found.into_iter().collect()
+    }
+
+    /// Who should know where an address is: the hosts that asked for it lately, and the gateway.
+    fn neighbours(&self, key: &AddressKey) -> Vec<Neighbour> {
+        let asked = self.datapath.askers(key).into_iter();
+        let mut neighbours: Vec<Neighbour> =
+            asked.map(|asker| Neighbour { mac: asker.mac, address: asker.address }).collect();
+        match netlink::now::gateway(key.interface) {
+            Ok(Some(Gateway { address, mac }))
+                if neighbours.iter().all(|there| there.address != address.into()) =>
+            {
+                // One whose MAC is not known is asked by broadcast, as anybody would.
+                let mac = mac.unwrap_or(MacAddr::BROADCAST);
+                neighbours.push(Neighbour { mac, address: address.into() });
+            }
+            Ok(_) => {}
+            Err(error) => warn!("looking for the gateway, which is not asked: {error}"),
+        }
+        neighbours
     }
 
     /// The interface of a claim or a watch, carrying the program; or the request ends with the reason.
@@ -178,7 +303,7 @@ impl Daemon {
         input: impl FnOnce(RequestId) -> Input,
     ) {
         let request = self.new_request();
-        self.pending.insert(request, Pending { client: Rc::clone(client), key, verb });
+        self.pending.insert(request, Pending { client: Rc::clone(client), key, verb, warning: None });
         self.tell(input(request));
     }
 
@@ -212,10 +337,15 @@ impl Daemon {
     }
 
     pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
-        let Some(Pending { client, key, verb }) = self.pending.remove(&request) else { return };
+        let Some(Pending { client, key, verb, warning }) = self.pending.remove(&request) else { return };
         let interface = self.interface_name(key.interface);
         let own = self.links.get(&key.interface).and_then(|link| link.mac);
-        client.result(key.address.into(), Some(&interface), verb.words(answer, own));
+        let (exit, mut words) = verb.words(answer, own);
+        if let Some(warning) = warning.filter(|_| exit == Exit::Done) {
+            words += "; warning: ";
+            words += &warning;
+        }
+        client.result(key.address.into(), Some(&interface), (exit, words));
     }
 
     fn status(&self, only: Option<Ipv4Addr>) -> anyhow::Result<Status> {
@@ -231,8 +361,12 @@ impl Daemon {
                 interface: carrier.name.clone(),
                 attach_mode: carrier.mode.name().to_owned(),
                 vlan_tags: carrier.vlan_tags.to_owned(),
+                running: self.links.values().any(|link| link.name == carrier.name && link.carries()),
+                program: carrier.presence.xdp,
+                guard: carrier.presence.guard,
             })
             .collect();
+        let now = clock::now();
         let mut addresses = Vec::new();
         for (key, managed) in self.engine.addresses() {
             if only.is_some_and(|address| address != Ipv4Addr::from(key.address)) {
@@ -240,18 +374,21 @@ impl Daemon {
             }
             let (record, seen) = self.datapath.address_counters(key).unwrap_or_default();
             let state = managed.state();
+            let may_answer = !self.observe
+                && self.datapath.standing(key).is_some_and(|standing| standing.may_answer(|| now.0));
             let own = self.links.get(&key.interface).and_then(|link| link.mac);
-            let owner =
-                if state.may_answer() { own } else { Some(record.owner).filter(|mac| !mac.is_zero()) };
+            let owner = if may_answer { own } else { Some(record.owner).filter(|mac| !mac.is_zero()) };
             addresses.push(AddressStatus {
                 address: key.address.into(),
                 prefix_length: managed.spec().map(|spec| spec.prefix_length),
                 interface: self.interface_name(key.interface),
                 vlan: vlan_ids(key),
                 state: state.name().to_owned(),
-                may_answer: state.may_answer(),
+                may_answer,
                 owner: owner.map(|mac| mac.to_string()),
-                lease_left: None,
+                lease_left: managed.lease_until().map(|until| until.since(now).as_secs_f64()),
+                announced_ago: self.announced(key).map(|at| now.since(at).as_secs_f64()),
+                askers: self.askers(key, managed, now),
                 counters: AddressStatusCounters {
                     answered: seen.answered,
                     shielded: seen.shielded,
@@ -260,6 +397,7 @@ impl Daemon {
                     echoes: record.echoes,
                     conflicts: managed.conflicts(),
                     defences: managed.defences(),
+                    guarded: record.guarded,
                 },
             });
         }
@@ -269,7 +407,41 @@ impl Daemon {
                 "multi-buffer XDP (Linux 5.18): native attach is refused at an MTU above a page".to_owned(),
             );
         }
-        Ok(Status { instance: self.instance.name().to_owned(), interfaces, addresses, counters, degraded })
+        Ok(Status {
+            instance: self.instance.name().to_owned(),
+            observe: self.observe,
+            interfaces,
+            addresses,
+            counters,
+            degraded,
+        })
+    }
+
+    fn announced(&self, key: &AddressKey) -> Option<MonoTime> {
+        self.notes.get(key).and_then(|notes| notes.announced)
+    }
+
+    /// Who asked lately, who was told, who has followed.
+    fn askers(&self, key: &AddressKey, managed: &Managed, now: MonoTime) -> Vec<AskerStatus> {
+        let followed = u32::from(managed.generation()) + 256;
+        let told = self.notes.get(key).map(|notes| &notes.told);
+        let askers = self.datapath.askers(key).into_iter().map(|asker| {
+            let address: Ipv4Addr = asker.address.into();
+            let told = told.and_then(|told| told.get(&address)).copied();
+            let follows = managed.state().may_answer() && asker.followed == followed;
+            let at = MonoTime(asker.followed_ns);
+            // It may have followed the announcement before it was asked.
+            let since = told.filter(|told| *told <= at).or_else(|| self.announced(key));
+            AskerStatus {
+                mac: asker.mac.to_string(),
+                address,
+                asked_ago: now.since(MonoTime(asker.seen_ns)).as_secs_f64(),
+                told_ago: told.map(|told| now.since(told).as_secs_f64()),
+                followed: follows,
+                followed_after: since.filter(|_| follows).map(|since| at.since(since).as_secs_f64()),
+            }
+        });
+        askers.collect()
     }
 }
 
@@ -284,6 +456,10 @@ fn summary(request: &Request) -> String {
         Request::Watch { addresses, .. } => many("watch", addresses.len()),
         Request::Unwatch { addresses, .. } => many("unwatch", addresses.len()),
         Request::Announce { addresses, .. } => many("announce", addresses.len()),
+        Request::Renew { addresses, .. } if addresses.is_empty() => "renew of all leases".to_owned(),
+        Request::Renew { addresses, .. } => many("renew", addresses.len()),
+        Request::Repair { addresses, .. } => many("repair", addresses.len()),
+        Request::Explain { .. } => "explain".to_owned(),
         Request::Status { .. } => "status".to_owned(),
         Request::Events { .. } => "events".to_owned(),
         Request::Unload {} => "unload".to_owned(),
@@ -298,6 +474,8 @@ pub(super) enum Verb {
     Watch,
     Unwatch,
     Announce,
+    Renew(Duration),
+    Repair,
 }
 
 impl Verb {
@@ -308,13 +486,20 @@ impl Verb {
             Self::Watch => "watch",
             Self::Unwatch => "unwatch",
             Self::Announce => "announce",
+            Self::Renew(_) => "renew",
+            Self::Repair => "repair",
         }
     }
 
     fn difference(self, present: &OnlineSpec) -> String {
         match self {
             Self::Online(asked) => protocol::difference(present, &asked),
-            Self::Offline { .. } | Self::Watch | Self::Unwatch | Self::Announce => String::new(),
+            Self::Offline { .. }
+            | Self::Watch
+            | Self::Unwatch
+            | Self::Announce
+            | Self::Renew(_)
+            | Self::Repair => String::new(),
         }
     }
 
@@ -322,7 +507,7 @@ impl Verb {
     fn unknown(self) -> (Exit, String) {
         match self {
             Self::Offline { .. } | Self::Unwatch => (Exit::Done, "not managed; nothing to do".to_owned()),
-            Self::Online(_) | Self::Watch | Self::Announce => (
+            Self::Online(_) | Self::Watch | Self::Announce | Self::Renew(_) | Self::Repair => (
                 Exit::Failed,
                 format!("not managed, so there is nothing to {}; see 'arpwarden status'", self.name()),
             ),
@@ -342,6 +527,8 @@ impl Verb {
                     Self::Watch => "watched".to_owned(),
                     Self::Unwatch => "watched no more".to_owned(),
                     Self::Announce => format!("announced{own}"),
+                    Self::Renew(lease) => format!("may answer for {} s from now", lease.as_secs_f64()),
+                    Self::Repair => format!("asked{own} whoever asked for it lately, and the gateway"),
                 },
             ),
             Answer::Already(state) => (Exit::Done, format!("{} already; nothing to do", state.name())),
@@ -394,6 +581,11 @@ pub fn taken(claimant: &Claimant, reason: Reason) -> String {
         | Reason::Retry
         | Reason::Deregistered
         | Reason::MacChanged
+        | Reason::LeaseExpired
+        | Reason::LinkDown
+        | Reason::LinkUp
+        | Reason::InterfaceGone
+        | Reason::AddressRemoved
         | Reason::Failed => format!("{mac}{via} has it; nothing was registered; --wait SECONDS retries"),
     }
 }

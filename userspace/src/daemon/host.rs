@@ -1,26 +1,63 @@
-//! Interfaces and addresses of this host: where the program is, which MACs are ours, what is configured.
+//! Interfaces and addresses of this host: where the program is, which MACs are ours, what is configured, and what
+//! others do to all that.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 
 use anyhow::anyhow;
 use arpwarden_common::{
-    abi::{AddressKey, Port},
+    abi::{self, AddressKey, Port},
     net::{MacAddr, Vlan},
+    state::State,
 };
-use arpwarden_engine::{Input, Interface, input::Pace};
+use arpwarden_engine::{
+    Input, Interface, MonoTime,
+    input::{Pace, Register},
+};
 use tracing::{info, warn};
 
-use super::{Carrier, Daemon, Stop};
+use super::{Carrier, Daemon, Stop, find_link};
 use crate::{
+    address::Cidr,
     cli,
     io::{
-        bpf::Mode,
+        bpf::{Mode, Presence},
+        clock,
         link::{self, Link},
         netlink::Change,
     },
+    protocol::How,
 };
 
+/// How long a link may be down because the program was attached or an offload changed: some drivers set their rings
+/// up anew and negotiate for some seconds (facts: "Attaching can bounce a link for seconds").
+const SETTLING: Duration = Duration::from_secs(10);
+/// How long a MAC that the interface had is still ours: what left with it may come back for as long as bridges and
+/// bonds take to learn the new one.
+const FORMER_MAC: Duration = Duration::from_secs(10);
+
+/// An address to be claimed when its interface is there again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Awaited {
+    pub(super) cidr: Cidr,
+    pub(super) how: How,
+    /// Its lease goes on meanwhile.
+    pub(super) lease_until: Option<MonoTime>,
+}
+
 impl Daemon {
+    /// A port as the program is told of it.
+    pub(super) fn port(&self, index: u32, mac: MacAddr) -> Port {
+        let observe = if self.observe { Port::OBSERVE } else { 0 };
+        let port = Port::accepting(mac, index);
+        Port { flags: port.flags | observe, ..port }
+    }
+
+    /// An interface as the engine is told of it.
+    #[expect(clippy::unused_self, reason = "pace and moves are settings of the daemon")]
+    pub(super) const fn interface(&self, mac: MacAddr, up: bool) -> Interface {
+        Interface { mac, pace: Pace::Plain, moves: None, up }
+    }
+
     /// Puts the program on an interface.
     pub(super) fn carry(&mut self, index: u32) -> Result<(), Stop> {
         if self.carriers.contains_key(&index) {
@@ -39,9 +76,6 @@ impl Daemon {
             cli::Attach::Native => (Mode::Native, None),
             cli::Attach::Generic => (Mode::Generic, None),
         };
-        let Some(mac) = link.mac else {
-            return Err(Stop::failed(anyhow!("{name} has no MAC")));
-        };
         let mut vlan_tags = link::vlan_tags(link, &self.links);
         let mut offload = None;
         if let Err(refusal) = link::tags_permit(link, &self.links, &vlan_tags) {
@@ -56,11 +90,19 @@ impl Daemon {
                 }
             }
         }
+        // Drivers of hardware set their rings up anew for a native program or an offload; nothing else loses its link.
+        let bounces = link.kind.is_none() && (mode == Mode::Native || offload.is_some());
         // From here on what is done is undone by `drop_carrier`.
-        self.carriers
-            .insert(index, Carrier { name: name.clone(), mode, vlan_tags: vlan_tags.name(), offload });
-        let port = Port::accepting(mac, index);
-        let attached = self.datapath.set_port(index, port).map_err(Stop::failed);
+        let carrier = Carrier {
+            name: name.clone(),
+            mode,
+            vlan_tags: vlan_tags.name(),
+            offload,
+            presence: Presence { xdp: true, guard: true },
+            settling_until: bounces.then(|| clock::now().after(SETTLING)),
+        };
+        self.carriers.insert(index, carrier);
+        let attached = self.tell_port(index);
         let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
         if let Err(stop) = attached {
             self.drop_carrier(index);
@@ -70,7 +112,6 @@ impl Daemon {
             warn!(interface = name, mode = mode.name(), "{price}");
         }
         info!(interface = name, mode = mode.name(), vlan_tags = vlan_tags.name(), "attached");
-        self.tell(Input::Interface { index, interface: Interface { mac, pace: Pace::Plain, moves: None } });
         Ok(())
     }
 
@@ -101,6 +142,7 @@ impl Daemon {
             .values()
             .flat_map(|link| [link.mac, link.permanent_mac])
             .flatten()
+            .chain(self.former_macs.keys().copied())
             .filter(|mac| !mac.is_zero() && !mac.is_virtual_router())
             .collect();
         self.datapath.set_own_macs(&macs).map_err(Stop::failed)
@@ -109,82 +151,299 @@ impl Daemon {
     pub(super) async fn take_change(&mut self, change: Change) -> Result<(), Stop> {
         match change {
             Change::Link(link) => self.take_link(link)?,
-            Change::LinkGone(index) => {
-                // What was on it is nowhere now: nothing is left to be answered or announced.
-                let keys: Vec<AddressKey> = self
-                    .engine
-                    .addresses()
-                    .map(|(key, _)| *key)
-                    .filter(|key| key.interface == index)
-                    .collect();
-                for key in keys {
-                    let request = self.new_request();
-                    self.tell(Input::Offline { request, key, watch: false });
-                }
-                self.perform();
-                if self.carriers.contains_key(&index) {
-                    let name = self.interface_name(index);
-                    self.journal.link("program_missing", &name, None);
-                    self.drop_carrier(index);
-                }
-                if let Some(link) = self.links.remove(&index) {
-                    info!(interface = link.name, "the interface has gone");
-                }
-                let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
-                for address in gone {
-                    self.set_local(address, index, None);
-                }
-                self.tell_macs()?;
-            }
+            Change::LinkGone { index, moved } => self.link_gone(index, moved)?,
             Change::Address { index, address, prefix_length, present } => {
                 self.set_local(address, index, present.then_some(prefix_length));
             }
             Change::Overrun => {
                 warn!("the netlink watch lost messages; reading everything anew");
-                let links = self.netlink.links().await.map_err(Stop::failed)?;
-                let gone: Vec<u32> =
-                    self.links.keys().filter(|index| !links.contains_key(index)).copied().collect();
-                for index in gone {
-                    Box::pin(self.take_change(Change::LinkGone(index))).await?;
-                }
-                for link in links.into_values() {
-                    self.take_link(link)?;
-                }
-                self.resync_addresses().await?;
+                self.journal.resynchronized("netlink_overrun");
+                self.resync().await?;
             }
         }
         Ok(())
     }
 
+    /// Reads links and addresses anew, and takes what differs for changes.
+    async fn resync(&mut self) -> Result<(), Stop> {
+        let links = self.netlink.links().await.map_err(Stop::failed)?;
+        let gone: Vec<u32> = self.links.keys().filter(|index| !links.contains_key(index)).copied().collect();
+        for index in gone {
+            self.link_gone(index, false)?;
+        }
+        for link in links.into_values() {
+            self.take_link(link)?;
+        }
+        self.resync_addresses().await
+    }
+
+    /// The interface was removed, or moved to another network namespace: what was on it is nowhere now.
+    fn link_gone(&mut self, index: u32, moved: bool) -> Result<(), Stop> {
+        if let Some(carrier) = self.carriers.get(&index) {
+            let name = carrier.name.clone();
+            let awaited = self.awaited_of(index);
+            let reason = if moved { "interface_moved" } else { "interface_gone" };
+            self.journal.link("program_missing", &name, None, Some(reason));
+            self.tell(Input::Gone { index });
+            self.perform();
+            self.drop_carrier(index);
+            self.awaited.entry(name).or_default().extend(awaited);
+        }
+        if let Some(link) = self.links.remove(&index) {
+            info!(interface = link.name, "the interface has gone");
+        }
+        let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
+        for address in gone {
+            self.set_local(address, index, None);
+        }
+        self.tell_macs()
+    }
+
+    /// What is to be claimed again if the interface comes back.
+    fn awaited_of(&self, index: u32) -> Vec<Awaited> {
+        let ours = self.engine.addresses().filter(|(key, managed)| {
+            key.interface == index
+                && key.vlan == Vlan::UNTAGGED
+                && (managed.state().may_answer() || managed.state() == State::Suspended)
+        });
+        ours.filter_map(|(key, managed)| {
+            let spec = managed.spec()?;
+            let how = self.notes.get(key).map(|notes| notes.how).unwrap_or_default();
+            let How { allow_flux, blackhole_ok, .. } = how;
+            let cidr = format!("{}/{}", key.address, spec.prefix_length).parse().ok()?;
+            let how = How { allow_flux, blackhole_ok, ..How::of(spec) };
+            Some(Awaited { cidr, how, lease_until: managed.lease_until() })
+        })
+        .collect()
+    }
+
     fn take_link(&mut self, link: Link) -> Result<(), Stop> {
         let index = link.index;
         let before = self.links.insert(index, link.clone());
-        if let Some(carrier) = self.carriers.get_mut(&index) {
-            carrier.name.clone_from(&link.name);
-            if let Some(before) = &before
-                && before.running != link.running
-            {
-                self.journal.link(if link.running { "link_up" } else { "link_down" }, &link.name, None);
-            }
-            let changed = before.as_ref().and_then(|before| before.mac) != link.mac;
-            if let Some(mac) = link.mac
-                && changed
-            {
-                self.journal.link("mac_changed", &link.name, Some(mac));
-                self.datapath
-                    .set_port(index, Port::accepting(mac, index))
-                    .map_err(Stop::failed)?;
-                self.tell(Input::Interface {
-                    index,
-                    interface: Interface { mac, pace: Pace::Plain, moves: None },
-                });
-            }
-        }
         let macs = |link: &Link| (link.mac, link.permanent_mac);
+        if let Some(mac) = before.as_ref().and_then(|before| before.mac).filter(|mac| Some(*mac) != link.mac)
+        {
+            self.former_macs.insert(mac, clock::now().after(FORMER_MAC));
+        }
         if before.as_ref().map(macs) != Some(macs(&link)) {
             self.tell_macs()?;
         }
+        if self.carriers.contains_key(&index) {
+            if let Some(before) = before {
+                self.carrier_changed(&before, &link)?;
+            }
+        } else if self.awaited.contains_key(&link.name) && !self.ending {
+            self.returned(&link);
+        }
         Ok(())
+    }
+
+    /// An interface that carries the program has changed.
+    fn carrier_changed(&mut self, before: &Link, link: &Link) -> Result<(), Stop> {
+        let index = link.index;
+        let Some(carrier) = self.carriers.get_mut(&index) else { return Ok(()) };
+        if before.name != link.name {
+            carrier.name.clone_from(&link.name);
+            self.journal.link("interface_renamed", &link.name, None, Some(&before.name));
+            if let Some(addresses) = self.awaited.remove(&before.name) {
+                self.awaited.insert(link.name.clone(), addresses);
+            }
+        }
+        let ours = carrier.settling_until.is_some();
+        if before.carries() != link.carries() {
+            let (event, reason) =
+                (if link.carries() { "link_up" } else { "link_down" }, ours.then_some("attaching"));
+            self.journal.link(event, &link.name, None, reason);
+        }
+        if before.mac != link.mac
+            && let Some(mac) = link.mac
+        {
+            self.journal.link("mac_changed", &link.name, Some(mac), None);
+            self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
+        }
+        if let Some(mac) = link.mac {
+            let interface = self.interface(mac, link.carries() || ours);
+            self.tell(Input::Interface { index, interface });
+        }
+        if before.xdp.map(|xdp| xdp.id) != link.xdp.map(|xdp| xdp.id) {
+            self.look_at_carrier(index);
+        }
+        Ok(())
+    }
+
+    /// A link that is still down when it should have settled is down for another reason.
+    pub(super) fn settle_links(&mut self, now: MonoTime) {
+        let mut settled = Vec::new();
+        for (index, carrier) in &mut self.carriers {
+            if carrier.settling_until.is_some_and(|until| until <= now) {
+                carrier.settling_until = None;
+                settled.push(*index);
+            }
+        }
+        for index in settled {
+            if let Some(link) = self.links.get(&index)
+                && let Some(mac) = link.mac
+            {
+                let interface = self.interface(mac, link.carries());
+                self.tell(Input::Interface { index, interface });
+            }
+        }
+    }
+
+    /// An interface that is to carry the program is there (again).
+    fn returned(&mut self, link: &Link) {
+        let Some(addresses) = self.awaited.get_mut(&link.name).map(std::mem::take) else { return };
+        let carried = find_link(&self.links, &link.name).map(|link| link.index);
+        if let Err(stop) = carried.and_then(|index| self.carry(index)) {
+            warn!("{:#}; it is tried again when the interface changes", stop.error);
+            self.awaited.insert(link.name.clone(), addresses);
+            return;
+        }
+        self.journal.link("interface_returned", &link.name, None, None);
+        let now = clock::now();
+        for Awaited { cidr, how, lease_until } in addresses {
+            let lease = match lease_until {
+                None => None,
+                Some(until) if until > now => Some(until.since(now)),
+                Some(_) => continue,
+            };
+            let key = Self::key(link.index, cidr.address());
+            self.notes.entry(key).or_default().how = how;
+            // Its link may need a while; nobody waits for the answer.
+            let how = How { wait_ms: cli::MAX_WAIT_MS, adopt: false, ..how };
+            let spec = arpwarden_engine::OnlineSpec { lease, ..how.spec(cidr.prefix_length()) };
+            let request = self.new_request();
+            self.tell(Input::Online { request, key, spec });
+        }
+    }
+
+    /// Whether the daemon, or the machine, has not run for longer than a heartbeat is good for.
+    pub(super) fn was_away(&self) -> bool {
+        let lasts = Duration::from_nanos(abi::Control::HEARTBEAT_LASTS_NS);
+        clock::now().since(self.beat) >= lasts
+            || self.slept.abs_diff(clock::slept_ns()) > abi::Control::SLEEP_NS
+    }
+
+    /// Looks at the world again before anything is done that was meant for the world before.
+    pub(super) async fn look_around(&mut self, why: &str) -> Result<(), Stop> {
+        if self.beat != MonoTime(0) {
+            warn!("{why}; looking at everything anew");
+            self.journal.resynchronized("was_away");
+        }
+        self.resync().await?;
+        self.heartbeat().await
+    }
+
+    /// Looks whether everything is in its place, then says that the daemon lives.
+    pub(super) async fn heartbeat(&mut self) -> Result<(), Stop> {
+        for index in self.carriers.keys().copied().collect::<Vec<_>>() {
+            self.look_at_carrier(index);
+        }
+        self.look_at_routes().await;
+        let now = clock::now();
+        let known = self.former_macs.len();
+        self.former_macs.retain(|_, until| *until > now);
+        if self.former_macs.len() != known {
+            self.tell_macs()?;
+        }
+        self.beat = now;
+        self.slept = clock::slept_ns();
+        self.datapath.beat(now.0, self.slept);
+        Ok(())
+    }
+
+    /// Looks whether the program and the guard are where they were put, and puts back what can be put back without a
+    /// risk for the link.
+    fn look_at_carrier(&mut self, index: u32) {
+        let Some(carrier) = self.carriers.get(&index) else { return };
+        let (name, mode, before) = (carrier.name.clone(), carrier.mode, carrier.presence);
+        let Some(mut presence) = self.verify(index) else { return };
+        let lost = [(before.xdp && !presence.xdp, "program"), (before.guard && !presence.guard, "guard")];
+        for what in lost.into_iter().filter_map(|(lost, what)| lost.then_some(what)) {
+            self.journal.link("program_missing", &name, None, Some(what));
+        }
+        if !presence.xdp || !presence.guard {
+            if presence != before {
+                self.tell(Input::ProgramMissing { index });
+                self.perform();
+            }
+            // A native program may take the link down: that is for `--attach-now` to say.
+            if !presence.guard && presence.xdp {
+                if let Err(error) = self.datapath.reattach_guard(index, &name) {
+                    warn!(interface = name, "{:#}", anyhow::Error::from(error));
+                }
+            } else if mode == Mode::Generic
+                && let Err(error) = self.datapath.attach(index, &name, mode)
+            {
+                warn!(interface = name, "{:#}", anyhow::Error::from(error));
+            }
+            presence = self.verify(index).unwrap_or(presence);
+            if presence.xdp && presence.guard {
+                self.journal.link("program_restored", &name, None, None);
+            }
+        }
+        if let Some(carrier) = self.carriers.get_mut(&index) {
+            carrier.presence = presence;
+        }
+    }
+
+    fn verify(&self, index: u32) -> Option<Presence> {
+        match self.datapath.verify(index) {
+            Ok(presence) => Some(presence),
+            Err(error) => {
+                warn!(
+                    interface = self.interface_name(index),
+                    "looking for the program and the guard: {error}"
+                );
+                None
+            }
+        }
+    }
+
+    /// Whether answering for an address that is not configured leads anywhere: to a route that says local, with a kernel
+    /// that does not answer by itself for what the route covers.
+    pub(super) async fn leads_nowhere(&self, key: &AddressKey) -> Option<String> {
+        let address: Ipv4Addr = key.address.into();
+        let name = self.interface_name(key.interface);
+        match link::arp_ignore(&name) {
+            Ok(0) => {
+                return Some(format!(
+                    "arp_ignore is 0 on {name}, so its kernel answers for all that a local route covers; set it with \
+                     'sysctl -w net.ipv4.conf.{name}.arp_ignore=1'"
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => return Some(format!("reading arp_ignore of {name}: {error}")),
+        }
+        match self.netlink.route_says_local(address).await {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(format!(
+                "no route says that {address} is local, so what is sent to it is lost; add one with 'ip route add \
+                 local {address} dev lo'"
+            )),
+            Err(error) => Some(format!("asking for the route to {address}: {error}")),
+        }
+    }
+
+    async fn look_at_routes(&mut self) {
+        let unregistered: Vec<AddressKey> = self
+            .engine
+            .addresses()
+            .filter(|(key, managed)| {
+                managed.spec().is_some_and(|spec| spec.register == Register::None)
+                    && managed.state().may_answer()
+                    && !self.notes.get(key).is_some_and(|notes| notes.how.blackhole_ok)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in unregistered {
+            if let Some(why) = self.leads_nowhere(&key).await {
+                warn!(address = %key.address, "given up, since it is answered but not reached: {why}");
+                let request = self.new_request();
+                self.tell(Input::Offline { request, key, watch: true });
+                self.perform();
+            }
+        }
     }
 
     /// Notes that an address is on an interface with this prefix length, or no more.
@@ -199,7 +458,7 @@ impl Daemon {
         if !local {
             self.locals.remove(&address);
         }
-        if local != before {
+        if local != before && !self.observe {
             for key in self.keys_of(address, None) {
                 self.tell(Input::Local { key, local });
             }

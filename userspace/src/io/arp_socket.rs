@@ -127,7 +127,8 @@ fn set_packet_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
 
 /// The address of an interface on the packet level.
 #[expect(clippy::cast_possible_truncation, reason = "an address family and the size of an address")]
-fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
+/// The address of a packet socket on an interface.
+pub(super) fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
     let index = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: `sockaddr_ll` is the address type of AF_PACKET, whose family is stored below.

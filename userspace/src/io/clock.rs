@@ -26,6 +26,14 @@ pub fn now() -> MonoTime {
     MonoTime(read(time::ClockId::CLOCK_BOOTTIME))
 }
 
+/// How long the machine has slept since it booted, in nanoseconds: CLOCK_BOOTTIME − CLOCK_MONOTONIC. Two reads are
+/// microseconds apart, and so are two results between which it has not slept.
+pub fn slept_ns() -> u64 {
+    // Monotonic first: what passes between the two reads then counts as slept, which never gives less than nothing.
+    let awake = read(time::ClockId::CLOCK_MONOTONIC);
+    read(time::ClockId::CLOCK_BOOTTIME).saturating_sub(awake)
+}
+
 /// The calendar's time: RFC 3339, UTC, nanoseconds, for example `2026-11-22T22:41:07.000000001Z`.
 pub fn wall_time_rfc3339_ns() -> String {
     rfc3339(read(time::ClockId::CLOCK_REALTIME))
@@ -157,6 +165,15 @@ mod tests {
             assert_eq!(rfc3339(seconds * NS_PER_SECOND), date);
         }
         assert_eq!(rfc3339(1_000_000_042), "1970-01-01T00:00:01.000000042Z");
+    }
+
+    #[test]
+    fn a_machine_that_stays_awake_has_always_slept_as_long() {
+        // This thread may wait for its turn between the two reads, so the least of several counts.
+        let slept = || (0..1_000).map(|_| slept_ns()).min().unwrap();
+        let before = slept();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(slept().abs_diff(before) < 1_000_000);
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -203,14 +203,16 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
 fn room(request: &Request) -> usize {
     let addresses = match request {
         Request::Online { addresses, .. } => addresses.len(),
-        Request::Offline { addresses, .. } if addresses.is_empty() => {
+        Request::Offline { addresses, .. } | Request::Renew { addresses, .. } if addresses.is_empty() => {
             arpwarden_common::abi::MAX_ADDRESSES as usize
         }
         Request::Offline { addresses, .. }
         | Request::Watch { addresses, .. }
         | Request::Unwatch { addresses, .. }
-        | Request::Announce { addresses, .. } => addresses.len(),
-        Request::Status { .. } | Request::Events { .. } | Request::Unload {} => 0,
+        | Request::Announce { addresses, .. }
+        | Request::Renew { addresses, .. }
+        | Request::Repair { addresses, .. } => addresses.len(),
+        Request::Status { .. } | Request::Explain { .. } | Request::Events { .. } | Request::Unload {} => 0,
     };
     2 * addresses + 4
 }

@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
-    fmt, io,
+    fmt, fs, io,
+    net::Ipv4Addr,
 };
 
 use arpwarden_common::net::MacAddr;
@@ -12,7 +13,11 @@ use rtnetlink::packet_route::link::{
     XdpAttached as Attached,
 };
 
-use super::{bpf::Mode, ethtool};
+use super::{
+    bpf::Mode,
+    ethtool,
+    netlink::{self, LocalAddress},
+};
 
 /// A network interface, as rtnetlink describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -33,8 +38,10 @@ pub struct Link {
     pub arphrd: u16,
     /// Switched on by the administrator (IFF_UP).
     pub up: bool,
-    /// Up, with a carrier (IFF_RUNNING).
+    /// Up, with a carrier, and told so by the kernel's link watch (IFF_RUNNING), which may take a second.
     pub running: bool,
+    /// Has a carrier (IFF_LOWER_UP).
+    pub carrier: bool,
     /// Does without ARP (IFF_NOARP).
     pub noarp: bool,
     /// The loopback interface (IFF_LOOPBACK).
@@ -71,6 +78,7 @@ impl Link {
             arphrd: message.header.link_layer_type.into(),
             up: flags.contains(LinkFlags::Up),
             running: flags.contains(LinkFlags::Running),
+            carrier: flags.contains(LinkFlags::LowerUp),
             noarp: flags.contains(LinkFlags::Noarp),
             loopback: flags.contains(LinkFlags::Loopback),
             ..Self::default()
@@ -345,6 +353,139 @@ pub fn suitable(link: &Link, links: &BTreeMap<u32, Link>) -> Result<(), Refusal>
         return Err(Refusal::VlanDevice { name, parent });
     }
     Ok(())
+}
+
+/// What became different about a link, as far as it matters for addresses on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// It can carry frames now ([`Link::carries`]), or can't any more.
+    Carries(bool),
+    /// It has another name.
+    Renamed {
+        /// The one before.
+        from: String,
+    },
+    /// It has another MAC, or none.
+    Mac {
+        /// The one before.
+        from: Option<MacAddr>,
+    },
+    /// It belongs to another master, or to none.
+    Master {
+        /// The one before.
+        from: Option<u32>,
+    },
+    /// It carries another XDP program, or none.
+    Program {
+        /// The one before.
+        from: Option<XdpAttached>,
+    },
+}
+
+impl Link {
+    /// Whether frames can go over it: switched on, and with a carrier. IFF_RUNNING would come up to a second later
+    /// (`linkwatch_schedule_work`), when caches have long gone elsewhere.
+    pub const fn carries(&self) -> bool {
+        self.up && self.carrier
+    }
+
+    /// What is different about this link from what it was `before`.
+    pub fn differences(&self, before: &Self) -> Vec<Difference> {
+        let mut differences = Vec::new();
+        if self.name != before.name {
+            differences.push(Difference::Renamed { from: before.name.clone() });
+        }
+        if self.master != before.master {
+            differences.push(Difference::Master { from: before.master });
+        }
+        if self.mac != before.mac {
+            differences.push(Difference::Mac { from: before.mac });
+        }
+        if self.xdp != before.xdp {
+            differences.push(Difference::Program { from: before.xdp });
+        }
+        if self.carries() != before.carries() {
+            differences.push(Difference::Carries(self.carries()));
+        }
+        differences
+    }
+}
+
+/// How an interface answers ARP for addresses of other interfaces: the sysctl `arp_ignore` that counts there, the
+/// larger one of the interface's own and that of `all`. At 0 it answers for every address of its network namespace.
+///
+/// # Errors
+/// It can't be read; NotFound where there is no such interface, or IPv4 is off on it.
+pub fn arp_ignore(interface: &str) -> io::Result<u32> {
+    let read = |name: &str| {
+        let text = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"))?;
+        text.trim().parse::<u32>().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    };
+    Ok(read("all")?.max(read(interface)?))
+}
+
+/// Other interfaces whose kernel would answer for `address` of the interface `index` as well, with another MAC and past
+/// shield, lease and silence. Those are up, Ethernet with ARP, not the port of a bond or bridge (which answers in its
+/// place), have an effective `arp_ignore` of 0, and could be on the same segment.
+///
+/// What is plugged in where can't be seen from a host; these count: an interface with an address whose subnet holds
+/// `address`, and one that shares the wire with `index` by what it is: they stand on each other or on the same third
+/// interface, as macvlans do. An interface without such an address on the same switch is not found out.
+///
+/// `links` and `addresses` are all of this network namespace. An interface whose `arp_ignore` can't be read counts as 0.
+pub fn siblings_that_answer<'a>(
+    links: &'a BTreeMap<u32, Link>,
+    addresses: &[LocalAddress],
+    index: u32,
+    address: Ipv4Addr,
+) -> Vec<&'a Link> {
+    siblings(links, addresses, index, address, |name| arp_ignore(name).unwrap_or(0))
+}
+
+/// [`siblings_that_answer`], given the effective `arp_ignore` of an interface by its name.
+fn siblings<'a>(
+    links: &'a BTreeMap<u32, Link>,
+    addresses: &[LocalAddress],
+    index: u32,
+    address: Ipv4Addr,
+    arp_ignore: impl Fn(&str) -> u32,
+) -> Vec<&'a Link> {
+    let Some(ours) = links.get(&index) else { return Vec::new() };
+    let below = |link: &Link| match link.kind.as_deref() {
+        // The other end is another host's, or a port of something; tags keep a VLAN apart.
+        Some("veth" | "netkit" | "vlan") => None,
+        _ => link.parent.filter(|_| link.link_netns.is_none()),
+    };
+    let same_wire = |other: &Link| {
+        below(other) == Some(index)
+            || below(ours) == Some(other.index)
+            || below(other).is_some() && below(other) == below(ours)
+    };
+    let in_subnet = |other: &Link| {
+        addresses.iter().any(|local| {
+            local.index == other.index
+                && (1..32).contains(&local.prefix_length)
+                && netlink::network(local.address, local.prefix_length)
+                    == netlink::network(address, local.prefix_length)
+        })
+    };
+    let answers = |other: &Link| {
+        let free = other
+            .master
+            .is_none_or(|master| links.get(&master).is_some_and(|master| master.is_kind(&["vrf"])));
+        other.index != index
+            && other.up
+            && !other.loopback
+            && !other.noarp
+            && other.arphrd == libc::ARPHRD_ETHER
+            && free
+    };
+    links
+        .values()
+        .filter(|other| {
+            answers(other) && (in_subnet(other) || same_wire(other)) && arp_ignore(&other.name) == 0
+        })
+        .collect()
 }
 
 /// Drivers whose native programs answer with `XDP_TX`, by the names that `ethtool -i` shows: those of Linux that
@@ -721,6 +862,7 @@ mod tests {
             arphrd: 1,
             up: true,
             running: true,
+            carrier: true,
             noarp: false,
             loopback: false,
             master: Some(3),
@@ -1001,6 +1143,99 @@ mod tests {
             let tags = decide_vlan_tags(&links[&1], &links, offloads("upper0", &[]));
             assert_eq!(tags, VlanTags::Hidden { cure: None });
         }
+    }
+
+    #[test]
+    fn each_difference_of_a_link_is_told() {
+        let before = Link { index: 4, name: "a".to_owned(), up: true, carrier: true, ..Link::default() };
+        assert_eq!(before.differences(&before), []);
+        let carrier_lost = Link { carrier: false, ..before.clone() };
+        assert_eq!(carrier_lost.differences(&before), [Difference::Carries(false)]);
+        assert_eq!(before.differences(&carrier_lost), [Difference::Carries(true)]);
+        let switched_off = Link { up: false, carrier: false, ..before.clone() };
+        assert_eq!(switched_off.differences(&before), [Difference::Carries(false)]);
+        assert_eq!(switched_off.differences(&carrier_lost), []);
+        let other = Link {
+            name: "b".to_owned(),
+            mac: Some(MacAddr::new(MAC)),
+            master: Some(9),
+            xdp: Some(XdpAttached { id: 7, mode: None }),
+            ..before.clone()
+        };
+        let expected = [
+            Difference::Renamed { from: "a".to_owned() },
+            Difference::Master { from: None },
+            Difference::Mac { from: None },
+            Difference::Program { from: None },
+        ];
+        assert_eq!(other.differences(&before), expected);
+    }
+
+    #[test]
+    fn interfaces_that_would_answer_too_are_found_by_subnet_and_by_wire() {
+        let address = Ipv4Addr::new(192, 0, 2, 4);
+        let on = |index, last, prefix_length| LocalAddress {
+            index,
+            address: Ipv4Addr::new(192, 0, 2, last),
+            prefix_length,
+            protocol: None,
+        };
+        let found = |links: &BTreeMap<u32, Link>, addresses: &[LocalAddress], ignore: u32| {
+            let names = siblings(links, addresses, 1, address, |_| ignore);
+            names.into_iter().map(|link| link.name.clone()).collect::<Vec<_>>()
+        };
+        let two = || links([ethernet(1, "a"), ethernet(2, "b")]);
+        assert_eq!(found(&two(), &[on(1, 1, 24)], 0), [""; 0]);
+        assert_eq!(found(&two(), &[on(1, 1, 24), on(2, 2, 24)], 0), ["b"]);
+        assert_eq!(found(&two(), &[on(2, 2, 24)], 1), [""; 0]);
+        assert_eq!(found(&two(), &[on(2, 200, 25)], 0), [""; 0]);
+        assert_eq!(found(&two(), &[on(2, 4, 32)], 0), [""; 0]);
+        for change in [
+            |link: &mut Link| link.up = false,
+            |link: &mut Link| link.noarp = true,
+            |link: &mut Link| link.loopback = true,
+            |link: &mut Link| link.arphrd = libc::ARPHRD_INFINIBAND,
+            |link: &mut Link| link.master = Some(1),
+        ] {
+            let mut links = two();
+            change(links.get_mut(&2).unwrap());
+            assert_eq!(found(&links, &[on(2, 2, 24)], 0), [""; 0]);
+        }
+        let macvlan = |index, name, below| {
+            with(ethernet(index, name), [made_by(InfoKind::MacVlan), LinkAttribute::Link(below)])
+        };
+        assert_eq!(found(&links([ethernet(1, "a"), macvlan(2, "m", 1)]), &[], 0), ["m"]);
+        assert_eq!(found(&links([macvlan(1, "m", 2), ethernet(2, "a")]), &[], 0), ["a"]);
+        let both = links([
+            macvlan(1, "m", 3),
+            macvlan(2, "n", 3),
+            message(3, "e", LinkLayerType::Ether, LinkFlags::Noarp),
+        ]);
+        assert_eq!(found(&both, &[], 0), ["n"]);
+        let vlan = || with(ethernet(2, "c.7"), [made_by(InfoKind::Vlan), LinkAttribute::Link(1)]);
+        assert_eq!(found(&links([ethernet(1, "a"), vlan()]), &[], 0), [""; 0]);
+        // Its switch may put it where the other one is untagged.
+        assert_eq!(found(&links([ethernet(1, "a"), vlan()]), &[on(2, 2, 24)], 0), ["c.7"]);
+        let veth = |index, name, peer| {
+            with(ethernet(index, name), [made_by(InfoKind::Veth), LinkAttribute::Link(peer)])
+        };
+        assert_eq!(found(&links([veth(1, "a", 2), veth(2, "b", 1)]), &[], 0), [""; 0]);
+    }
+
+    #[test]
+    fn the_larger_of_both_settings_decides_who_is_answered() {
+        if !own_network::with(&own_network::PAIR) {
+            return;
+        }
+        let set = |name: &str, value: &str| {
+            fs::write(format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"), value).unwrap();
+        };
+        for (all, own, effective) in [("0", "0", 0), ("1", "0", 1), ("1", "2", 2), ("0", "8", 8)] {
+            set("all", all);
+            set("a", own);
+            assert_eq!(arp_ignore("a").unwrap(), effective);
+        }
+        assert_eq!(arp_ignore("none").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod dice;
 pub mod ethtool;
 pub mod link;
 pub mod netlink;
+mod tc;
 
 use std::{
     io,
@@ -39,6 +40,8 @@ mod own_network {
         time::Duration,
     };
 
+    use nix::mount::{MsFlags, mount};
+
     use super::{clock, netlink};
 
     /// Moves this thread, which the test has to itself, into a new network namespace with these links. `false`
@@ -61,11 +64,29 @@ mod own_network {
         true
     }
 
+    /// [`with`], and a mount namespace of its own, in which a BPF file system may be mounted.
+    pub(super) fn with_mounts(links: &[&str]) -> bool {
+        if !with(links) {
+            return false;
+        }
+        // SAFETY: takes no pointer; it changes the namespace of this thread alone.
+        let unshared = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+        assert_eq!(unshared, 0, "{}", io::Error::last_os_error());
+        let alone = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, alone, None::<&str>).unwrap();
+        true
+    }
+
     fn wait_for_carrier(name: &str) {
         let index = nix::net::if_::if_nametoindex(name).unwrap();
+        wait_until("a carrier", || netlink::now::link_now(index).unwrap().unwrap().running);
+    }
+
+    /// Waits for a fact, for as long as that can take on a busy machine.
+    pub(super) fn wait_until(what: &str, mut fact: impl FnMut() -> bool) {
         let give_up = clock::now().after(Duration::from_secs(5));
-        while !netlink::link_now(index).unwrap().unwrap().running {
-            assert!(clock::now() < give_up, "{name} has no carrier");
+        while !fact() {
+            assert!(clock::now() < give_up, "still waiting for {what}");
             std::thread::yield_now();
         }
     }

@@ -1,5 +1,7 @@
 //! Links and addresses by rtnetlink: what there is, what changes, registration.
 
+pub mod now;
+
 use std::{
     collections::BTreeMap,
     error::Error,
@@ -19,17 +21,19 @@ use nix::{
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage,
-        NetlinkPayload,
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REQUEST,
+        NetlinkMessage, NetlinkPayload,
     },
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol},
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol},
         link::{LinkAttribute, LinkExtentMask, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope},
+        route::{
+            RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+        },
     },
     proto::Connection,
-    sys::{Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
+    sys::TokioSocket,
 };
 use tokio::sync::Mutex;
 use tracing::warn;
@@ -69,8 +73,13 @@ pub struct Changes {
 pub enum Change {
     /// A link is new or different.
     Link(Link),
-    /// The link with this index has gone.
-    LinkGone(u32),
+    /// The link with this index has gone from this network namespace, or altogether.
+    LinkGone {
+        /// Its index here.
+        index: u32,
+        /// It is in another network namespace now.
+        moved: bool,
+    },
     /// An IPv4 address was put on an interface, changed there or taken off.
     Address {
         /// The interface.
@@ -183,7 +192,7 @@ impl Netlink {
         }
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         match self.ask(RouteNetlinkMessage::NewAddress(message), flags).await {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(source) => Err(match source.raw_os_error() {
                 Some(libc::EEXIST) => AddressError::Exists { place },
                 Some(libc::ENODEV) => AddressError::NoSuchInterface { place },
@@ -220,15 +229,48 @@ impl Netlink {
                 None
             }
         };
+        self.take_off(place).await
+    }
+
+    /// Takes an address off and puts others back that the kernel has taken along all the same: the setting may have
+    /// been changed in between.
+    async fn take_off(&self, place: Place) -> Result<(), AddressError> {
         let message = RouteNetlinkMessage::DelAddress(place.message());
-        match self.ask(message, NLM_F_REQUEST | NLM_F_ACK).await {
-            Ok(()) => Ok(()),
-            Err(source) => match source.raw_os_error() {
-                // Not there; nor is the interface.
-                Some(libc::EADDRNOTAVAIL | libc::ENODEV) => Ok(()),
-                Some(libc::EPERM) => Err(AddressError::NotPermitted { place, adding: false }),
-                Some(_) | None => Err(AddressError::Kernel { place, adding: false, source }),
-            },
+        let deleted = match self.ask(message, NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO).await {
+            Ok(deleted) => deleted,
+            Err(source) => {
+                return match source.raw_os_error() {
+                    // Not there; nor is the interface.
+                    Some(libc::EADDRNOTAVAIL | libc::ENODEV) => Ok(()),
+                    Some(libc::EPERM) => Err(AddressError::NotPermitted { place, adding: false }),
+                    Some(_) | None => Err(AddressError::Kernel { place, adding: false, source }),
+                };
+            }
+        };
+        let mut lost = Vec::new();
+        for message in deleted {
+            let RouteNetlinkMessage::DelAddress(message) = message else { continue };
+            let Some(local) = local_address(&message) else { continue };
+            if local.address == place.address && local.prefix_length == place.prefix_length {
+                continue;
+            }
+            let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+            match self.ask(RouteNetlinkMessage::NewAddress(as_it_was(message)), flags).await {
+                Ok(_) => warn!(
+                    "{}/{} was taken off along with {place}, and put back",
+                    local.address, local.prefix_length
+                ),
+                // Somebody was faster.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(source) => lost.push((local.address, source)),
+            }
+        }
+        match lost.pop() {
+            None => Ok(()),
+            Some((last, source)) => {
+                let others = lost.into_iter().map(|(address, _)| address).chain([last]).collect();
+                Err(AddressError::TookOthers { place, others, source })
+            }
         }
     }
 
@@ -280,13 +322,57 @@ impl Netlink {
         Ok(if ours_is_primary { others.map(|(local, _)| local.address).collect() } else { Vec::new() })
     }
 
-    /// Sends a request that ends with an acknowledgement.
-    async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    /// The prefix length of the route that makes an address local to this host, so that its kernel takes packets to it
+    /// (and answers ARP for it): 32 where it is configured or has such a route of its own; less where the route is of a
+    /// whole prefix, all of which the kernel then answers for. `None` if no route says local.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub async fn route_says_local(&self, address: Ipv4Addr) -> io::Result<Option<u8>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        request.header.destination_prefix_length = 32;
+        request.header.flags = RouteFlags::FibMatch;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        let request = request_of(RouteNetlinkMessage::GetRoute(request), NLM_F_REQUEST);
+        let mut answers = self.handle.clone().request(request).map_err(|_| disconnected())?;
+        while let Some(answer) = answers.next().await {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => {
+                    let header = route.header;
+                    return Ok((header.kind == RouteType::Local).then_some(header.destination_prefix_length));
+                }
+                NetlinkPayload::Error(error) => {
+                    return match error.raw_code() {
+                        // No route, or one that says so (unreachable, prohibit, blackhole).
+                        code if [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL]
+                            .contains(&-code) =>
+                        {
+                            Ok(None)
+                        }
+                        _ => Err(error.to_io()),
+                    };
+                }
+                _ => {}
+            }
+        }
+        Err(disconnected())
+    }
+
+    /// Sends a request that ends with an acknowledgement; gives what the kernel said before (NLM_F_ECHO).
+    async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let mut answers =
             self.handle.clone().request(request_of(message, flags)).map_err(|_| disconnected())?;
+        let mut said = Vec::new();
         while let Some(answer) = answers.next().await {
-            if let NetlinkPayload::Error(error) = answer.payload {
-                return if error.code.is_none() { Ok(()) } else { Err(error.to_io()) };
+            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+            match answer.payload {
+                NetlinkPayload::InnerMessage(message) => said.push(message),
+                NetlinkPayload::Error(error) => {
+                    return if error.code.is_none() { Ok(said) } else { Err(error.to_io()) };
+                }
+                _ => {}
             }
         }
         Err(disconnected())
@@ -374,7 +460,8 @@ fn change(message: Message) -> Option<Change> {
                 Link::decode(&link).map(Change::Link)
             }
             RouteNetlinkMessage::DelLink(link) if link.header.interface_family == AddressFamily::Unspec => {
-                Some(Change::LinkGone(link.header.index))
+                let moved = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::NewNetnsId(_));
+                Some(Change::LinkGone { index: link.header.index, moved: link.attributes.iter().any(moved) })
             }
             RouteNetlinkMessage::NewAddress(address) => address_change(&address, true),
             RouteNetlinkMessage::DelAddress(address) => address_change(&address, false),
@@ -410,40 +497,32 @@ fn local_address(message: &AddressMessage) -> Option<LocalAddress> {
     })
 }
 
+/// A request that makes an address as a message about its end describes it.
+fn as_it_was(mut message: AddressMessage) -> AddressMessage {
+    message.attributes.retain_mut(|attribute| match attribute {
+        // Which of a subnet's addresses is the first is the kernel's to say, and whether it lasts goes by its lifetime.
+        AddressAttribute::Flags(flags) => {
+            flags.remove(AddressFlags::Secondary | AddressFlags::Permanent);
+            true
+        }
+        other => matches!(
+            other,
+            AddressAttribute::Local(_)
+                | AddressAttribute::Address(_)
+                | AddressAttribute::Broadcast(_)
+                | AddressAttribute::Label(_)
+                | AddressAttribute::Protocol(_)
+                | AddressAttribute::CacheInfo(_)
+        ),
+    });
+    message.header.flags = AddressHeaderFlags::empty();
+    message
+}
+
 fn is_secondary(message: &AddressMessage) -> bool {
     message.attributes.iter().any(
         |attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Secondary)),
     )
-}
-
-/// The link with this index, asked for there and then without a runtime; `None` if there is none.
-///
-/// # Errors
-/// The kernel's.
-pub(super) fn link_now(index: u32) -> io::Result<Option<Link>> {
-    let mut request = LinkMessage::default();
-    request.header.index = index;
-    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let mut request = request_of(RouteNetlinkMessage::GetLink(request), NLM_F_REQUEST);
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    // One request without NLM_F_DUMP has one answer, the link or an error (netlink(7)).
-    let (answer, _) = socket.recv_from_full()?;
-    let answer =
-        Message::deserialize(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
-    match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(Link::decode(&link)),
-        NetlinkPayload::Error(error) if error.raw_code() == -libc::ENODEV => Ok(None),
-        NetlinkPayload::Error(error) => Err(error.to_io()),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
 }
 
 /// Where an address is or is to be.
@@ -484,7 +563,8 @@ fn name_of(index: u32) -> Option<String> {
     if_indextoname(index).ok()?.into_string().ok()
 }
 
-fn network(address: Ipv4Addr, prefix_length: u8) -> u32 {
+/// The address's bits that are its prefix's.
+pub(super) fn network(address: Ipv4Addr, prefix_length: u8) -> u32 {
     let host_bits = 32 - u32::from(prefix_length.min(32));
     u32::from(address).checked_shr(host_bits).unwrap_or(0)
 }
@@ -612,6 +692,15 @@ pub enum AddressError {
         /// Why not.
         source: io::Error,
     },
+    /// It is off, and the kernel took other addresses along that could not be put back.
+    TookOthers {
+        /// Which one.
+        place: Place,
+        /// The others.
+        others: Vec<Ipv4Addr>,
+        /// Why not the last of them.
+        source: io::Error,
+    },
     /// Something else.
     Kernel {
         /// Which one.
@@ -654,6 +743,15 @@ impl fmt::Display for AddressError {
                     others.join(", ")
                 )
             }
+            Self::TookOthers { place, others, .. } => {
+                let others: Vec<_> = others.iter().map(Ipv4Addr::to_string).collect();
+                write!(
+                    f,
+                    "deregistering {place}: the kernel took {} off with it, and putting that back failed; put it back \
+                     by hand ('ip address add'), and set the sysctl net.ipv4.conf.all.promote_secondaries to 1",
+                    others.join(", ")
+                )
+            }
             Self::Kernel { place, adding, .. } => {
                 write!(f, "{} {place}: the kernel refuses", doing(adding))
             }
@@ -664,7 +762,9 @@ impl fmt::Display for AddressError {
 impl Error for AddressError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
-            Self::WouldTakeOthers { source, .. } | Self::Kernel { source, .. } => Some(source),
+            Self::WouldTakeOthers { source, .. }
+            | Self::TookOthers { source, .. }
+            | Self::Kernel { source, .. } => Some(source),
             Self::Exists { .. } | Self::NoSuchInterface { .. } | Self::NotPermitted { .. } => None,
         }
     }
@@ -674,11 +774,13 @@ impl Error for AddressError {
 mod tests {
     use std::collections::BTreeSet;
 
+    use arpwarden_common::net::MacAddr;
     use nix::net::if_::if_nametoindex;
     use rtnetlink::packet_route::address::AddressHeader;
 
     use super::{
         super::own_network::{self, PAIR, ip},
+        now::link_now,
         *,
     };
 
@@ -708,7 +810,7 @@ mod tests {
         link.header.interface_family = AddressFamily::Bridge;
         assert_eq!(change(message(&link)), None);
         link.header.interface_family = AddressFamily::Unspec;
-        assert_eq!(change(message(&link)), Some(Change::LinkGone(4)));
+        assert_eq!(change(message(&link)), Some(Change::LinkGone { index: 4, moved: false }));
     }
 
     #[test]
@@ -810,6 +912,95 @@ mod tests {
         assert_eq!(fs::read_to_string(setting).unwrap().trim(), "0");
     }
 
+    #[tokio::test(flavor = "current_thread")]
+    async fn addresses_that_go_along_are_put_back_as_they_were() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        fs::write("/proc/sys/net/ipv4/conf/all/promote_secondaries", "0").unwrap();
+        fs::write("/proc/sys/net/ipv4/conf/a/promote_secondaries", "0").unwrap();
+        let (netlink, _changes) = Netlink::open().unwrap();
+        netlink.add_address(index, address(1), 24).await.unwrap();
+        netlink.add_address(index, address(2), 24).await.unwrap();
+        ip("address add 192.0.2.3/24 broadcast 192.0.2.255 label a:third dev a noprefixroute");
+        let shown = || {
+            let shown = std::process::Command::new("ip").args(["-o", "address", "show", "dev", "a"]).output();
+            String::from_utf8(shown.unwrap().stdout).unwrap().replace(" secondary", "")
+        };
+        let before = shown();
+        // Nobody asked for promotion.
+        netlink.take_off(Place { index, address: address(1), prefix_length: 24 }).await.unwrap();
+        let expected: Vec<_> = before.lines().filter(|line| !line.contains("192.0.2.1/24")).collect();
+        let after = shown();
+        assert_eq!(after.lines().collect::<Vec<_>>(), expected);
+        let second = netlink.addresses().await.unwrap().into_iter().find(|local| local.address == address(2));
+        assert_eq!(second.unwrap().protocol, Some(ADDRESS_PROTOCOL));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_route_that_makes_an_address_local_is_found() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        ip("link set dev lo up");
+        let (netlink, _changes) = Netlink::open().unwrap();
+        assert_eq!(netlink.route_says_local(address(4)).await.unwrap(), None);
+        ip("address add 192.0.2.1/24 dev a");
+        assert_eq!(netlink.route_says_local(address(4)).await.unwrap(), None);
+        assert_eq!(netlink.route_says_local(address(1)).await.unwrap(), Some(32));
+        ip("route add local 192.0.2.4/32 dev lo");
+        assert_eq!(netlink.route_says_local(address(4)).await.unwrap(), Some(32));
+        ip("route add local 198.51.100.0/24 dev lo");
+        let other = Ipv4Addr::new(198, 51, 100, 9);
+        assert_eq!(netlink.route_says_local(other).await.unwrap(), Some(24));
+        ip("route add blackhole 203.0.113.0/24");
+        assert_eq!(netlink.route_says_local(Ipv4Addr::new(203, 0, 113, 1)).await.unwrap(), None);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_link_that_moves_is_told_from_one_that_has_gone() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("b").unwrap();
+        let (_netlink, mut changes) = Netlink::open().unwrap();
+        let mut other = std::process::Command::new("unshare").args(["--net", "sleep", "30"]).spawn().unwrap();
+        let theirs = format!("/proc/{}/ns/net", other.id());
+        let ours = fs::read_link("/proc/thread-self/ns/net").unwrap();
+        own_network::wait_until("a namespace", || fs::read_link(&theirs).unwrap() != ours);
+        ip(&format!("link set dev b netns {}", other.id()));
+        let gone = loop {
+            if let Change::LinkGone { index: at, moved } = changes.next().await.unwrap()
+                && at == index
+            {
+                break moved;
+            }
+        };
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(gone);
+    }
+
+    #[test]
+    fn the_gateway_of_an_interface_is_told_with_its_mac() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let index = if_nametoindex("a").unwrap();
+        ip("address add 192.0.2.1/24 dev a");
+        assert_eq!(now::gateway(index).unwrap(), None);
+        ip("route add 198.51.100.0/24 via 192.0.2.9 dev a");
+        ip("route add default via 192.0.2.253 dev a metric 200");
+        ip("route add default via 192.0.2.254 dev a metric 100");
+        let expected = |mac| Some(now::Gateway { address: address(254), mac });
+        assert_eq!(now::gateway(index).unwrap(), expected(None));
+        ip("neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev a");
+        let mac = MacAddr::new([2, 0, 0, 0, 0, 0xfe]);
+        assert_eq!(now::gateway(index).unwrap(), expected(Some(mac)));
+        assert_eq!(now::gateway(if_nametoindex("b").unwrap()).unwrap(), None);
+    }
+
     fn routes() -> String {
         let routes = std::process::Command::new("ip").args(["route", "show"]).output().unwrap();
         String::from_utf8(routes.stdout).unwrap()
@@ -866,8 +1057,11 @@ mod tests {
                 Change::Link(link) if link.index == index && !link.up && seen.last() != Some(&"down") => {
                     seen.push("down")
                 }
-                Change::LinkGone(at) if at == index => break,
-                Change::Address { .. } | Change::Link(_) | Change::LinkGone(_) => {}
+                Change::LinkGone { index: at, moved } if at == index => {
+                    assert!(!moved);
+                    break;
+                }
+                Change::Address { .. } | Change::Link(_) | Change::LinkGone { .. } => {}
                 Change::Overrun => panic!("lost changes"),
             }
         }

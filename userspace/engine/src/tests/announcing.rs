@@ -107,7 +107,7 @@ fn a_new_mac_is_used_from_the_next_frame_on_and_announced() {
     let interface = Interface { mac: OTHER, ..INTERFACE };
     rig.input(Input::Interface { index: KEY.interface, interface });
     let news = rig.news();
-    let word = StateWord::new(OTHER, State::Online, StateWord::LOCAL, 1);
+    let word = StateWord::new(OTHER, State::Online, StateWord::LOCAL | Policy::Hold.flags(), 1);
     assert_eq!(news[0], Action::Store { key: KEY, word });
     assert_eq!(rig.managed().reason(), Reason::MacChanged);
     rig.until(State::Online);

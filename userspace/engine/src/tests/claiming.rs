@@ -14,6 +14,7 @@ fn a_free_address_is_probed_for_then_shielded_then_registered_then_announced() {
     let probe = Outgoing::probe(OWN, Vlan::UNTAGGED, KEY.address);
     let probe = Action::Send { key: KEY, purpose: Purpose::Probe, frame: probe };
     let expected = vec![
+        remember(SPEC),
         Action::Install { key: KEY, word: StateWord::new(OWN, State::Probing, 0, 1) },
         stepped(None, Some(State::Probing), Reason::Commanded),
         probe.clone(),
@@ -374,10 +375,12 @@ fn an_address_that_somebody_else_configured_is_not_claimed() {
 #[test]
 fn an_adopted_address_is_answered_at_once_and_probed_for_unshielded() {
     let mut rig = Rig::new();
-    let request = rig.online(OnlineSpec { adopt: true, ..SPEC });
+    let spec = OnlineSpec { adopt: true, ..SPEC };
+    let request = rig.online(spec);
     let probe = Outgoing::probe(OWN, Vlan::UNTAGGED, KEY.address);
     let expected = vec![
-        Action::Install { key: KEY, word: StateWord::new(OWN, State::Announcing, LOCAL, 1) },
+        remember(spec),
+        Action::Install { key: KEY, word: word(State::Announcing, LOCAL, 1) },
         stepped(None, Some(State::Announcing), Reason::Adopted),
         Action::Send { key: KEY, purpose: Purpose::Announcement, frame: request_form() },
         Action::Send { key: KEY, purpose: Purpose::Probe, frame: probe },
@@ -464,7 +467,10 @@ fn a_claim_soon_after_an_immediate_one_rolls_it_back_silent_first() {
     assert_eq!(repairs.len(), 3);
     assert!(repairs.windows(2).all(|pair| pair[1].0.since(pair[0].0) == ms(1_100)));
     assert!(repairs.iter().all(|(_, frame)| *frame == repair));
-    assert_eq!(rig.news().last(), Some(&event(EventKind::Repaired { claimant: claimant(RIVAL), count: 3 })));
+    assert_eq!(
+        rig.news().last(),
+        Some(&event(EventKind::Repaired { claimant: Some(claimant(RIVAL)), count: 3 }))
+    );
     assert_eq!((rig.state(), rig.managed().reason()), (Some(State::Refused), Reason::RolledBack));
     assert_eq!(rig.frames(Purpose::Defence).len(), 0);
     assert_eq!(rig.engine.poll_timeout(), None);
@@ -591,4 +597,24 @@ fn a_refused_claim_that_nobody_waits_for_any_more_goes_on() {
     rig.input(Input::Forget { request });
     rig.until(State::Online);
     assert_eq!(rig.answers(request), vec![], "the caller is gone, the command is not");
+}
+
+#[test]
+fn silence_that_is_a_second_old_when_the_kernel_is_done_is_asked_for_again_behind_the_shield() {
+    let (mut rig, request) = Rig::registering(SPEC);
+    rig.pass(ms(1_001));
+    rig.input(Input::Registered { key: KEY, result: Ok(()) });
+    assert_eq!((rig.state(), rig.word()), (Some(State::Probing), Some(word(State::Probing, LOCAL, 1))));
+    rig.news();
+    rig.until(State::Announcing);
+    assert_eq!(rig.frames(Purpose::Probe).len(), 6);
+    assert_eq!(rig.answers(request), vec![Answer::Done]);
+    assert!(!rig.news().iter().any(|action| matches!(action, Action::Register { .. })));
+
+    let (mut rig, _) = Rig::registering(SPEC);
+    rig.pass(ms(1_001));
+    rig.input(Input::Registered { key: KEY, result: Ok(()) });
+    rig.claim_by(RIVAL); // which waited behind it
+    assert_eq!(rig.state(), Some(State::Refused));
+    assert!(rig.news().contains(&Action::Deregister { key: KEY, prefix_length: 24 }));
 }

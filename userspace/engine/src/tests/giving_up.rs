@@ -77,10 +77,10 @@ fn offline_while_probing_answers_both_commands() {
     rig.news();
     let offline = rig.offline(false);
     let expected = vec![
-        Action::Answer { request: online, answer: Answer::Superseded },
         Action::Remove { key: KEY },
         stepped(Some(State::Probing), None, Reason::Commanded),
         Action::Answer { request: offline, answer: Answer::Done },
+        Action::Answer { request: online, answer: Answer::Superseded },
     ];
     assert_eq!(rig.news(), expected);
     assert_eq!(rig.engine.poll_timeout(), None);
@@ -152,8 +152,8 @@ fn an_old_report_of_a_deletion_does_not_take_the_shield_down() {
 }
 
 #[test]
-fn an_address_that_somebody_else_took_off_the_interface_is_reported() {
-    let mut rig = Rig::held(SPEC);
+fn an_address_that_somebody_else_took_off_the_interface_is_only_reported_where_that_is_asked_for() {
+    let mut rig = Rig::held(OnlineSpec { on_removed: OnRemoved::Report, ..SPEC });
     rig.input(Input::Local { key: KEY, local: false });
     assert_eq!(rig.news(), vec![store(State::Online, 0, 1), event(EventKind::AddressRemoved)]);
     rig.input(Input::Local { key: KEY, local: false });

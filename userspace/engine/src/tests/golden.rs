@@ -5,7 +5,8 @@
 //!
 //! Steps: `a: engine`, `a: engine 2 moves in 60s`, `o: linux 10 100` (its addresses in 192.0.2.0/24), `pass 10ms`,
 //! `a asks 10`, `a usurps 10`, `a online 10 [probe|immediate] [hold|once|yield] [rfc5227] [wait 5s] [check 20ms]`,
-//! `a offline|announce|watch 10`, `a unplug|plug`.
+//! (and `lease 3s`), `a offline|announce|watch 10`, `a renew 10 3s`, `a unplug|plug` (of the cable, which nobody notices),
+//! `a link down|up`, `a freeze|thaw` (the daemon is stopped and goes on), `a kill|start` (it dies and another one starts).
 
 use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
 
@@ -44,6 +45,7 @@ fn spec(words: &[&str]) -> OnlineSpec {
             "yield" => spec.defend = Defend::Yield,
             "rfc5227" => spec.profile = Profile::Rfc5227,
             "wait" => spec.wait = next(),
+            "lease" => spec.lease = Some(next()),
             _ => panic!("{word:?} in an online step"),
         }
     }
@@ -82,6 +84,12 @@ fn run(steps: &str) -> String {
                     "usurps" => net.usurp(host, host_of(rest)),
                     "unplug" => net.unplug(host),
                     "plug" => net.plug(host),
+                    "link" => net.link(host, rest == ["up"]),
+                    "freeze" => net.freeze(host),
+                    "thaw" => net.thaw(host),
+                    "kill" => net.kill(host),
+                    "start" => net.start(host),
+                    "renew" => drop(net.renew(host, host_of(rest), time(rest[1]))),
                     "online" => drop(net.online(host, host_of(rest), spec(&rest[1..]))),
                     "offline" => drop(net.offline(host, host_of(rest))),
                     "announce" => drop(net.announce(host, host_of(rest))),
@@ -136,12 +144,17 @@ fn tell<'a>(happening: &Happening, name: &impl Fn(MacAddr) -> &'a str) -> String
             EventKind::Announced { count, .. } => format!("* announced, {count} frames"),
             EventKind::OwnerChanged { sighting } => format!("* owner is {}", name(sighting.claimant.mac)),
             EventKind::RolledBack { claimant } => format!("* rolled back for {}", name(claimant.mac)),
-            EventKind::Repaired { claimant, count } => {
+            EventKind::Repaired { claimant: Some(claimant), count } => {
                 format!("* repaired for {}, {count} frames", name(claimant.mac))
             }
+            EventKind::Repaired { claimant: None, count } => format!("* repaired, {count} frames"),
             EventKind::Echo { sighting } => format!("* echo of {}", name(sighting.claimant.mac)),
             EventKind::ClaimantFlood { sighting } => format!("* flood of {}", sighting.count),
             EventKind::AddressRemoved => "* address removed".into(),
+            EventKind::AddressRestored => "* address restored".into(),
+            EventKind::AddressAdded => "* address added".into(),
+            EventKind::LeaseExpired => "* lease expired".into(),
+            EventKind::Adopted { untold } => format!("* adopted, {untold} frames untold"),
             EventKind::Failed { what } => format!("* failed: {what}"),
         },
         Happening::Answer(_, answer) => match answer {

@@ -1,13 +1,19 @@
 //! Given this input at this time, expect exactly these actions.
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test picks out what it is about")]
 
+mod adopting;
 mod announcing;
 mod claiming;
 mod defending;
 mod giving_up;
 mod golden;
+mod leases;
+mod links;
 mod many;
+mod program;
 mod properties;
+mod removal;
+mod repairing;
 mod stories;
 mod watching;
 
@@ -16,14 +22,14 @@ use core::time::Duration;
 use arpwarden_common::{
     abi::AddressKey,
     net::{Ipv4, MacAddr, Vlan},
-    state::{State, StateWord},
+    state::{Policy, State, StateWord},
     wire::arp::{Form, Outgoing, REPLY, REQUEST},
 };
 
 use crate::{
     Action, Answer, Dice, Engine, Event, EventKind, Input, Interface, Managed, MonoTime, OnlineSpec, Purpose,
     Reason, RequestId,
-    input::{Claim, Claimant, Defend, Pace, Profile, Sighting, SightingKind},
+    input::{Claim, Claimant, Defend, OnRemoved, Pace, Profile, Register, Sighting, SightingKind},
 };
 
 pub(crate) const OWN: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 1]);
@@ -31,7 +37,7 @@ pub(crate) const RIVAL: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 9]);
 pub(crate) const OTHER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 8]);
 pub(crate) const KEY: AddressKey =
     AddressKey { interface: 3, vlan: Vlan::UNTAGGED, address: Ipv4::new([192, 0, 2, 10]) };
-pub(crate) const INTERFACE: Interface = Interface { mac: OWN, pace: Pace::Plain, moves: None };
+pub(crate) const INTERFACE: Interface = Interface { mac: OWN, pace: Pace::Plain, moves: None, up: true };
 pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     prefix_length: 24,
     claim: Claim::Probe,
@@ -39,6 +45,9 @@ pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     defend: Defend::Hold,
     wait: Duration::ZERO,
     adopt: false,
+    lease: None,
+    register: Register::Address,
+    on_removed: OnRemoved::Restore,
 };
 
 pub(crate) const fn ms(ms: u64) -> Duration {
@@ -134,9 +143,12 @@ impl Rig {
                 Action::Send { key, purpose, frame } => {
                     self.send.clone().map(|result| Input::Sent { key, purpose, frame, result })
                 }
-                Action::Store { .. } | Action::Remove { .. } | Action::Event(_) | Action::Answer { .. } => {
-                    None
-                }
+                Action::Store { .. }
+                | Action::Lease { .. }
+                | Action::Remember { .. }
+                | Action::Remove { .. }
+                | Action::Event(_)
+                | Action::Answer { .. } => None,
             };
             if let Some(outcome) = outcome {
                 self.engine.handle(self.now, outcome, &mut self.dice);
@@ -219,6 +231,8 @@ impl Rig {
             repeat: false,
             owner_changed: kind == SightingKind::Claim,
             at: self.now,
+            defended: false,
+            fell: false,
         }
     }
 
@@ -294,15 +308,27 @@ impl Rig {
         let mut rig = Self::new();
         rig.register = None;
         let request = rig.online(spec);
-        rig.pass(secs(30));
-        assert!(matches!(rig.trace.last(), Some((_, Action::Register { .. }))));
+        while !matches!(rig.trace.last(), Some((_, Action::Register { .. }))) {
+            let due = rig.engine.poll_timeout().expect("something to wait for");
+            rig.pass(due.since(rig.now));
+        }
         rig.news();
         (rig, request)
     }
 }
 
+/// A word whose policy is that of [`SPEC`], outside the time in which a claim is taken back.
+pub(crate) fn word(state: State, flags: u8, generation: u8) -> StateWord {
+    let policy = if state.may_answer() { Policy::Hold } else { Policy::Leave };
+    StateWord::new(OWN, state, flags | policy.flags(), generation)
+}
+
 pub(crate) fn store(state: State, flags: u8, generation: u8) -> Action {
-    Action::Store { key: KEY, word: StateWord::new(OWN, state, flags, generation) }
+    Action::Store { key: KEY, word: word(state, flags, generation) }
+}
+
+pub(crate) fn remember(spec: OnlineSpec) -> Action {
+    Action::Remember { key: KEY, spec: Some(spec) }
 }
 
 pub(crate) fn stepped(from: Option<State>, to: Option<State>, reason: Reason) -> Action {

@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 
 use super::*;
 use crate::{
-    input::MoveBudget,
+    input::{Kept, MoveBudget, Neighbour},
     sim::{Host, Net, address, key as key_of},
 };
 
@@ -28,15 +28,30 @@ fn specs() -> impl Strategy<Value = OnlineSpec> {
         select(waits),
         prop::bool::weighted(0.1),
         select(vec![24, 32]),
+        leases(),
+        prop::bool::weighted(0.1),
+        select(vec![OnRemoved::Restore, OnRemoved::GiveUp, OnRemoved::Report]),
     )
-        .prop_map(|(claim, profile, defend, wait, adopt, prefix_length)| OnlineSpec {
-            prefix_length,
-            claim,
-            profile,
-            defend,
-            wait,
-            adopt,
-        })
+        .prop_map(
+            |(claim, profile, defend, wait, adopt, prefix_length, lease, unregistered, on_removed)| {
+                OnlineSpec {
+                    prefix_length,
+                    claim,
+                    profile,
+                    defend,
+                    wait,
+                    adopt,
+                    lease,
+                    register: if unregistered { Register::None } else { Register::Address },
+                    on_removed,
+                }
+            },
+        )
+}
+
+fn leases() -> impl Strategy<Value = Option<Duration>> {
+    let some = vec![Duration::ZERO, ms(5), ms(200), secs(2), secs(30), secs(1_000), Duration::MAX];
+    prop::option::weighted(0.3, select(some))
 }
 
 fn interfaces() -> impl Strategy<Value = Interface> {
@@ -47,8 +62,9 @@ fn interfaces() -> impl Strategy<Value = Interface> {
         Some(MoveBudget { moves: 0, window: Duration::MAX }),
         Some(MoveBudget { moves: 2, window: Duration::ZERO }),
     ];
-    (select(vec![OWN, OTHER]), select(vec![Pace::Plain, Pace::Inspected]), select(moves))
-        .prop_map(|(mac, pace, moves)| Interface { mac, pace, moves })
+    let paces = select(vec![Pace::Plain, Pace::Inspected]);
+    (select(vec![OWN, OTHER]), paces, select(moves), prop::bool::weighted(0.7))
+        .prop_map(|(mac, pace, moves, up)| Interface { mac, pace, moves, up })
 }
 
 /// What may happen to an engine.
@@ -62,7 +78,18 @@ enum Step {
     /// The caller of one of the commands so far goes away.
     Forget(usize),
     Interface(Interface),
+    /// The link goes down, or comes up, and nothing else.
+    Link(bool),
+    /// The interface goes away and comes back.
+    Gone,
+    ProgramMissing,
+    Renew(u8, Option<Duration>),
+    Repair(u8, u8),
     Seen(u8, SightingKind, MacAddr, u64, bool, bool, Duration),
+    /// The program has defended an address, or has given it up (the second `true`), and reports it (the first).
+    Program(u8, bool, bool),
+    /// The daemon is killed when it has done so many more actions, and started again.
+    Crash(usize),
     Local(u8, bool),
     /// The outcome of one of the open actions, not always the oldest.
     Outcome(usize, bool),
@@ -102,6 +129,13 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => last.clone().prop_map(Step::Announce),
         1 => any::<usize>().prop_map(Step::Forget),
         1 => interfaces().prop_map(Step::Interface),
+        2 => any::<bool>().prop_map(Step::Link),
+        1 => prop_oneof![1 => Just(Step::Gone), 3 => Just(Step::ProgramMissing)],
+        2 => (last.clone(), leases()).prop_map(|(n, lease)| Step::Renew(n, lease)),
+        1 => (last.clone(), 0..4_u8).prop_map(|(n, hosts)| Step::Repair(n, hosts)),
+        2 => (last.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(n, told, fell)| Step::Program(n, told, fell)),
+        2 => (0..20_usize).prop_map(Step::Crash),
         4 => seen.prop_map(|(n, kind, mac, count, repeat, changed, age)| {
             Step::Seen(n, kind, mac, count, repeat, changed, age)
         }),
@@ -120,7 +154,16 @@ struct Bench {
     engine: Engine,
     now: MonoTime,
     dice: Seeded,
+    interface: Interface,
     open: Vec<Action>,
+    /// Actions that are still done before the daemon is killed.
+    crash: Option<usize>,
+    /// What outlives the daemon: leases beside the words, the state file, the journal of registrations, and what the
+    /// program has given up itself.
+    leases: BTreeMap<AddressKey, Option<MonoTime>>,
+    specs: BTreeMap<AddressKey, OnlineSpec>,
+    journal: BTreeMap<AddressKey, u8>,
+    fallen: BTreeMap<AddressKey, u8>,
     /// Installations that are going to fail, oldest first: what the datapath does it does at once.
     failing: BTreeMap<AddressKey, Vec<bool>>,
     /// Addresses whose installation failed, unknown to the engine so far.
@@ -144,7 +187,12 @@ fn outcome(action: &Action, ok: bool) -> Option<Input> {
         Action::Register { key, .. } => Some(Input::Registered { key, result }),
         Action::Deregister { key, .. } => Some(Input::Deregistered { key, result }),
         Action::Send { key, purpose, frame } => Some(Input::Sent { key, purpose, frame, result }),
-        Action::Store { .. } | Action::Remove { .. } | Action::Event(_) | Action::Answer { .. } => None,
+        Action::Store { .. }
+        | Action::Lease { .. }
+        | Action::Remember { .. }
+        | Action::Remove { .. }
+        | Action::Event(_)
+        | Action::Answer { .. } => None,
     }
 }
 
@@ -155,6 +203,8 @@ fn key_of_action(action: &Action) -> Option<AddressKey> {
         | Action::Deregister { key, .. }
         | Action::Send { key, .. }
         | Action::Store { key, .. }
+        | Action::Lease { key, .. }
+        | Action::Remember { key, .. }
         | Action::Remove { key } => Some(*key),
         Action::Event(event) => Some(event.key),
         Action::Answer { .. } => None,
@@ -167,7 +217,13 @@ impl Bench {
             engine: Engine::new(),
             now: MonoTime(300_000_000_000),
             dice: Seeded(seed),
+            interface,
             open: Vec::new(),
+            crash: None,
+            leases: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            journal: BTreeMap::new(),
+            fallen: BTreeMap::new(),
             failing: BTreeMap::new(),
             ghosts: BTreeSet::new(),
             commands: Vec::new(),
@@ -189,6 +245,10 @@ impl Bench {
     fn timeout(&mut self) {
         self.engine.handle_timeout(self.now, &mut self.dice);
         self.look();
+        for (key, word) in &self.words {
+            let past = self.leases[key].is_some_and(|until| until <= self.now);
+            assert!(!(past && self.is_heard(key) && word.may_answer()), "the lease of {key:?} is past");
+        }
         let next = self.engine.poll_timeout();
         assert!(next.is_none_or(|next| next > self.now), "due {next:?} is not done at {:?}", self.now);
     }
@@ -201,7 +261,24 @@ impl Bench {
 
     /// Takes the actions and checks each.
     fn look(&mut self) {
+        let mut touched = BTreeSet::new();
         while let Some(action) = self.engine.poll_action() {
+            if self.crash == Some(0) {
+                self.crash = None;
+                self.restart();
+                return;
+            }
+            self.crash = self.crash.map(|left| left - 1);
+            if let Some(key) = key_of_action(&action) {
+                let silences = match &action {
+                    Action::Store { word, .. } => !word.may_answer(),
+                    Action::Remove { .. } => true,
+                    _ => false,
+                };
+                let answered = self.words.get(&key).is_some_and(|word| word.may_answer());
+                let first = touched.insert(key);
+                assert!(first || !(silences && answered), "silence does not come first: {action:?}");
+            }
             match &action {
                 Action::Install { key, word } => {
                     let fails = self.dice.below(10) == 0;
@@ -210,10 +287,13 @@ impl Bench {
                         self.ghosts.insert(*key);
                     } else {
                         assert_eq!(self.words.insert(*key, *word), None, "installed twice");
+                        self.leases.insert(*key, None);
+                        self.may_say_so(key, word);
                     }
                 }
                 Action::Store { key, word } => {
                     assert!(self.words.insert(*key, *word).is_some(), "stored without being installed");
+                    self.may_say_so(key, word);
                     let silent = !word.may_answer() && !word.is(State::Watched);
                     assert!(
                         !self.registered.contains(key) || !silent || word.is_local(),
@@ -224,14 +304,26 @@ impl Bench {
                         "watched and registered"
                     );
                 }
+                Action::Lease { key, until } => {
+                    assert!(self.leases.insert(*key, *until).is_some(), "told without being installed");
+                }
+                Action::Remember { key, spec } => {
+                    match spec {
+                        Some(spec) => self.specs.insert(*key, *spec),
+                        None => self.specs.remove(key),
+                    };
+                }
                 Action::Remove { key } => {
+                    self.leases.remove(key);
+                    self.specs.remove(key);
+                    self.fallen.remove(key);
                     let known = self.ghosts.remove(key) || self.words.remove(key).is_some();
                     assert!(known, "removed without being installed");
                     assert!(!self.registered.contains(key), "removed while on the interface");
                 }
-                Action::Register { key, .. } => {
+                Action::Register { key, prefix_length } => {
                     assert!(self.words[key].is_local(), "the shield comes first");
-                    assert!(self.words[key].is(State::Probing));
+                    self.journal.insert(*key, *prefix_length);
                     assert!(self.registered.insert(*key), "registered twice");
                 }
                 Action::Deregister { key, .. } => {
@@ -242,6 +334,8 @@ impl Bench {
                         frame.sender_mac == OWN || frame.sender_mac == OTHER && *purpose != Purpose::Repair;
                     if own && frame.sender_ip == key.address {
                         assert!(self.words[key].may_answer(), "{purpose:?} in {:?}", self.words[key]);
+                        let until = self.leases[key];
+                        assert!(until.is_none_or(|until| until > self.now), "{purpose:?} beyond the lease");
                     }
                 }
                 Action::Event(Event { kind, .. }) => self.events.push(kind.clone()),
@@ -251,7 +345,75 @@ impl Bench {
                 self.open.push(action);
             }
         }
+        for (key, word) in &self.words {
+            let silent = self.interface.up || !word.may_answer() || !self.is_heard(key);
+            assert!(silent, "{key:?} answers, and its link is down");
+        }
         self.nothing_waits_for_ever();
+    }
+
+    /// The engine can change the word.
+    fn is_heard(&self, key: &AddressKey) -> bool {
+        let installing = |action: &Action| matches!(action, Action::Install { key: new, .. } if new == key);
+        self.engine.get(key).is_some() && !self.open.iter().any(installing)
+    }
+
+    /// A word that answers has been told the end of its lease before, and has it written down how it is claimed.
+    fn may_say_so(&self, key: &AddressKey, word: &StateWord) {
+        if !word.may_answer() {
+            assert_eq!(word.policy(), Policy::Leave);
+            return;
+        }
+        let spec = &self.specs[key];
+        let until = self.leases[key];
+        assert!(spec.lease.is_none() || until.is_some(), "it answers before its lease is told");
+        assert!(until.is_none_or(|until| until > self.now), "it answers, and its lease is past");
+    }
+
+    /// Another daemon takes on what the one before has left.
+    fn restart(&mut self) {
+        self.engine = Engine::new();
+        for action in core::mem::take(&mut self.open) {
+            // What the kernel was asked for it has done, or has not.
+            let done = self.dice.below(2) == 0;
+            match action {
+                Action::Register { key, .. } if !done => _ = self.registered.remove(&key),
+                Action::Deregister { key, .. } if done => _ = self.registered.remove(&key),
+                _ => {}
+            }
+        }
+        self.failing.clear();
+        self.ghosts.clear();
+        for request in &self.commands {
+            if !self.answers.contains_key(request) {
+                self.forgotten.insert(*request);
+            }
+        }
+        let (index, interface) = (KEY.interface, self.interface);
+        self.input(Input::Interface { index, interface });
+        for (key, word) in self.words.clone() {
+            let kept = Kept {
+                word,
+                // Now and then the state file is lost.
+                spec: self.specs.get(&key).copied().filter(|_| self.dice.below(10) > 0),
+                registered: self.journal.get(&key).copied(),
+                local: self.registered.contains(&key),
+                lease_until: self.leases[&key],
+                fallen: self.fallen.get(&key) == Some(&word.generation()),
+                defences: vec![MonoTime(self.now.0 - self.dice.below(20_000_000_000)); 2],
+                owner: None,
+                untold: 3,
+            };
+            if kept.spec.is_none() {
+                self.specs.remove(&key);
+            }
+            let fallen = kept.fallen;
+            self.input(Input::Adopt { key, kept });
+            if fallen && let Some(word) = self.words.get(&key) {
+                let same = self.fallen.get(&key) == Some(&word.generation());
+                assert!(!(word.may_answer() && same), "the program is silent for ever");
+            }
+        }
     }
 
     /// A state that waits has a timer or an outcome to come.
@@ -262,7 +424,8 @@ impl Bench {
             let waiting = match address.state() {
                 State::Probing | State::Announcing | State::Contested | State::Yielding => true,
                 State::Refused | State::Lost => address.is_registered() || address.next_retry().is_some(),
-                State::Watched | State::Online | State::Suspended => false,
+                State::Suspended => address.is_registered() && address.reason() == Reason::LeaseExpired,
+                State::Watched | State::Online => false,
             };
             assert!(!waiting || open || timer, "{address:?} waits for ever");
             let asked = self.engine.is_awaited(key);
@@ -288,9 +451,11 @@ impl Bench {
         match &action {
             Action::Register { key, .. } if !ok => {
                 self.registered.remove(key);
+                self.journal.remove(key);
             }
             Action::Deregister { key, .. } if ok => {
                 self.registered.remove(key);
+                self.journal.remove(key);
             }
             _ => {}
         }
@@ -325,8 +490,61 @@ impl Bench {
                 }
             }
             Step::Interface(interface) => {
+                self.interface = interface;
                 self.input(Input::Interface { index: KEY.interface, interface });
             }
+            Step::Link(up) => self.step(Step::Interface(Interface { up, ..self.interface })),
+            Step::Gone => {
+                self.registered.clear();
+                self.input(Input::Gone { index: KEY.interface });
+                self.step(Step::Interface(self.interface));
+            }
+            Step::ProgramMissing => {
+                let killed = self.crash.is_some();
+                self.input(Input::ProgramMissing { index: KEY.interface });
+                if killed {
+                    return; // perhaps before it was done; the next daemon attaches the program first
+                }
+                for (key, address) in self.engine.addresses() {
+                    let open = self.open.iter().any(|action| key_of_action(action) == Some(*key));
+                    assert!(address.state().may_answer() || !address.is_registered() || open, "{address:?}");
+                }
+            }
+            Step::Renew(n, lease) => self.command(|request| Input::Renew {
+                request,
+                key: numbered(n),
+                lease: lease.unwrap_or(secs(3)),
+            }),
+            Step::Repair(n, hosts) => {
+                let host = |last: u8| Neighbour { mac: RIVAL, address: Ipv4::new([192, 0, 2, 200 + last]) };
+                let neighbours = (0..hosts).map(host).collect();
+                self.command(|request| Input::Repair { request, key: numbered(n), neighbours });
+            }
+            Step::Program(n, told, fell) => {
+                let key = numbered(n);
+                let Some(word) = self.words.get(&key).filter(|word| word.may_answer()) else { return };
+                if fell {
+                    self.fallen.insert(key, word.generation());
+                }
+                if told {
+                    let sighting = Sighting {
+                        kind: SightingKind::Claim,
+                        claimant: claimant(RIVAL),
+                        form: Form::Announcement,
+                        operation: REQUEST,
+                        count: 1,
+                        repeat: false,
+                        owner_changed: true,
+                        at: self.now,
+                        defended: !fell,
+                        fell,
+                    };
+                    self.input(Input::Seen { key, sighting });
+                    let word = self.words.get(&key).copied().unwrap_or(StateWord::VACANT);
+                    assert!(!(fell && self.is_heard(&key) && word.may_answer()), "it fell and was told so");
+                }
+            }
+            Step::Crash(left) => self.crash = Some(left),
             Step::Seen(n, kind, mac, count, repeat, owner_changed, age) => {
                 let sighting = Sighting {
                     kind,
@@ -338,10 +556,19 @@ impl Bench {
                     owner_changed,
                     // Mostly of the past, now and then of the future.
                     at: if count == 7 { self.now.after(age) } else { MonoTime(self.now.0 - nanos(age)) },
+                    defended: false,
+                    fell: false,
                 };
                 self.input(Input::Seen { key: numbered(n), sighting });
             }
-            Step::Local(n, local) => self.input(Input::Local { key: numbered(n), local }),
+            Step::Local(n, local) => {
+                let key = numbered(n);
+                let adding = |action: &Action| matches!(action, Action::Register { key: adding, .. } if *adding == key);
+                if !local && !self.open.iter().any(adding) {
+                    self.registered.remove(&key);
+                }
+                self.input(Input::Local { key, local });
+            }
             Step::Outcome(which, ok) => self.outcome(which, ok),
             Step::Unasked(n, which, ok) => {
                 let (key, result) = (numbered(n), if ok { Ok(()) } else { Err("unasked".into()) });
@@ -398,6 +625,7 @@ proptest! {
             bench.step(step);
         }
         // Then all goes well: every command gets its answer.
+        bench.crash = None;
         for n in 1..=3 {
             bench.step(Step::Offline(n, false));
         }
@@ -458,7 +686,7 @@ fn conflicts(net: &Net, host: Host) -> usize {
 }
 
 fn fast_specs() -> impl Strategy<Value = OnlineSpec> {
-    specs().prop_map(|spec| OnlineSpec { wait: Duration::ZERO, adopt: false, ..spec })
+    specs().prop_map(|spec| OnlineSpec { wait: Duration::ZERO, adopt: false, lease: None, ..spec })
 }
 
 proptest! {
@@ -549,6 +777,98 @@ proptest! {
             prop_assert_eq!(net.answers(host, request).len(), 1);
             prop_assert_eq!(done, net.may_answer(host, address(VIP)));
             prop_assert!(net.at(host).engine.get(&key_of(address(VIP))).is_some());
+        }
+    }
+}
+
+/// What happens to a host of two that want the same address, each claiming it by probes only.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Online(Option<Duration>),
+    Renew,
+    Offline,
+    /// Down for longer than a flap.
+    LinkDown,
+    /// Stopped for so long; longer than silence lasts.
+    Freeze(Duration),
+    /// Killed, and started again after so long.
+    Kill(Duration),
+    Sleep,
+}
+
+fn fates() -> impl Strategy<Value = Fate> {
+    let pauses = || select(vec![ms(1_200), secs(2), secs(5), secs(20)]);
+    let leases = prop::option::of(select(vec![ms(400), secs(1), secs(4), secs(30)]));
+    prop_oneof![
+        4 => leases.prop_map(Fate::Online),
+        2 => Just(Fate::Renew),
+        1 => Just(Fate::Offline),
+        1 => Just(Fate::LinkDown),
+        1 => pauses().prop_map(Fate::Freeze),
+        1 => pauses().prop_map(Fate::Kill),
+        1 => Just(Fate::Sleep),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn of_two_that_claim_by_probes_never_both_may_answer_whatever_becomes_of_their_daemons_and_links(
+        seed: u64,
+        fates in vec((0..2_usize, fates(), 0..3_000_u64), 1..25),
+    ) {
+        let mut net = Net::new(seed);
+        let hosts = [net.warden(INTERFACE), net.warden(INTERFACE)];
+        let vip = address(VIP);
+        // When each of them is itself again.
+        let mut back: [Option<(MonoTime, Fate)>; 2] = [None, None];
+        for (which, fate, wait) in fates {
+            let host = hosts[which];
+            if back[which].is_none() {
+                let until = match fate {
+                    Fate::Online(lease) => {
+                        net.online(host, vip, OnlineSpec { lease, wait: secs(30), ..SPEC });
+                        None
+                    }
+                    Fate::Renew => {
+                        net.renew(host, vip, secs(3));
+                        None
+                    }
+                    Fate::Offline => {
+                        net.offline(host, vip);
+                        None
+                    }
+                    Fate::LinkDown => {
+                        net.link(host, false);
+                        Some(ms(600))
+                    }
+                    Fate::Freeze(wait) => {
+                        net.freeze(host);
+                        Some(wait)
+                    }
+                    Fate::Kill(wait) => {
+                        net.kill(host);
+                        Some(wait)
+                    }
+                    Fate::Sleep => None,
+                };
+                back[which] = until.map(|wait| (net.now.after(wait), fate));
+            }
+            let end = net.now.after(ms(wait));
+            while net.now < end {
+                for which in 0..2 {
+                    if let Some((_, fate)) = back[which].take_if(|(at, _)| *at <= net.now) {
+                        match fate {
+                            Fate::LinkDown => net.link(hosts[which], true),
+                            Fate::Freeze(_) => net.thaw(hosts[which]),
+                            _ => net.start(hosts[which]),
+                        }
+                    }
+                }
+                net.pass(ms(5));
+                prop_assert!(!hosts.into_iter().all(|host| net.answers_for(host, vip)));
+            }
         }
     }
 }

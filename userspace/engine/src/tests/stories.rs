@@ -192,3 +192,186 @@ fn two_unchecked_claims_at_the_same_moment_leave_at_most_one() {
         assert!(!(net.may_answer(a, vip()) && net.may_answer(b, vip())), "seed {seed}");
     }
 }
+
+/// When `host` said last, and when it said first, that the address is its own.
+fn spoke(net: &Net, host: Host) -> Option<(MonoTime, MonoTime)> {
+    let own = net.mac(host);
+    let said = |(_, from, frame): &&(MonoTime, Host, Outgoing)| {
+        *from == host && frame.sender_mac == own && frame.sender_ip == vip()
+    };
+    let first = net.log.iter().find(said)?.0;
+    let last = net.log.iter().rfind(said)?.0;
+    Some((first, last))
+}
+
+/// A client that asks all the time, every 7 ms.
+fn asked_for(net: &mut Net, client: Host, wait: Duration) {
+    let end = net.now.after(wait);
+    while net.now < end {
+        net.ask(client, vip());
+        net.pass(ms(7));
+    }
+}
+
+const LEASED: OnlineSpec = OnlineSpec { lease: Some(secs(3)), ..SPEC };
+
+#[test]
+fn when_a_lease_runs_out_its_successor_takes_over_and_at_no_time_do_both_speak() {
+    for seed in 0..30 {
+        let mut net = Net::new(seed);
+        let (a, b) = (net.warden(INTERFACE), net.warden(INTERFACE));
+        net.online(a, vip(), LEASED);
+        net.pass(secs(1));
+        let client = client(&mut net);
+        let request = net.online(b, vip(), OnlineSpec { wait: secs(60), ..LEASED });
+        match seed % 3 {
+            0 => {}
+            1 => net.freeze(a),
+            _ => net.kill(a),
+        }
+        for _ in 0..5 {
+            asked_for(&mut net, client, secs(2));
+            net.renew(b, vip(), secs(3));
+        }
+        assert_eq!(net.answers(b, request), [Answer::Done], "seed {seed}");
+        assert!(spoke(&net, a).unwrap().1 < spoke(&net, b).unwrap().0, "seed {seed}");
+        assert_eq!(net.neighbour(client, vip()), Some(net.mac(b)));
+    }
+}
+
+#[test]
+fn an_owner_that_wakes_up_after_its_lease_does_not_fight_its_successor() {
+    for seed in 0..30 {
+        let mut net = Net::new(seed);
+        let (a, b) = (net.warden(INTERFACE), net.warden(INTERFACE));
+        net.online(a, vip(), LEASED);
+        net.pass(secs(2));
+        let client = client(&mut net);
+        net.freeze(a);
+        net.pass(secs(2));
+        net.online(b, vip(), CHECKED); // its announcements wait for the one that sleeps
+        net.pass(ms(100 + seed * 100));
+        net.thaw(a);
+        asked_for(&mut net, client, secs(20));
+        assert_eq!((net.state(a, vip()), net.state(b, vip())), (Some(State::Suspended), Some(State::Online)));
+        assert!(spoke(&net, a).unwrap().1 < spoke(&net, b).unwrap().0, "seed {seed}");
+        assert!(net.kernel(a).addresses.is_empty());
+        assert_eq!(net.neighbour(client, vip()), Some(net.mac(b)));
+        let conflict = |(_, kind): &&(MonoTime, EventKind)| matches!(kind, EventKind::Conflict { .. });
+        assert_eq!(net.at(a).events.iter().filter(conflict).count(), 0);
+    }
+}
+
+#[test]
+fn a_link_that_flaps_is_announced_on_and_one_that_was_down_for_longer_is_asked_on_first() {
+    for down in [ms(1), ms(300), ms(500), ms(501), secs(5)] {
+        let mut net = Net::new(8);
+        let host = net.warden(INTERFACE);
+        net.online(host, vip(), SPEC);
+        net.pass(secs(10));
+        let client = client(&mut net);
+        let before = net.log.len();
+        net.link(host, false);
+        net.pass(down);
+        assert!(!net.may_answer(host, vip()));
+        net.link(host, true);
+        let flap = down <= ms(500);
+        assert_eq!(net.may_answer(host, vip()), flap, "{down:?}");
+        net.pass(secs(10));
+        let probes = net.log[before..].iter().filter(|(_, _, frame)| frame.sender_ip.is_unspecified());
+        assert_eq!(probes.count(), if flap { 0 } else { 3 });
+        assert_eq!(net.state(host, vip()), Some(State::Online));
+        assert_eq!(net.neighbour(client, vip()), Some(net.mac(host)));
+    }
+}
+
+#[test]
+fn an_address_that_was_taken_while_the_link_was_down_is_left_to_who_has_it() {
+    let mut net = Net::new(9);
+    let (a, b) = (net.warden(INTERFACE), net.warden(INTERFACE));
+    net.online(a, vip(), SPEC);
+    net.pass(secs(10));
+    net.link(a, false);
+    net.online(b, vip(), SPEC);
+    net.pass(secs(10));
+    net.link(a, true);
+    net.pass(secs(10));
+    assert_eq!((net.state(a, vip()), net.state(b, vip())), (Some(State::Lost), Some(State::Online)));
+    assert!(net.kernel(a).addresses.is_empty());
+    assert!(spoke(&net, a).unwrap().1 < spoke(&net, b).unwrap().0);
+}
+
+#[test]
+fn a_daemon_that_dies_at_any_moment_of_a_claim_is_followed_by_one_that_ends_it_well() {
+    for seed in 0..40 {
+        for spec in [SPEC, CHECKED, UNCHECKED] {
+            let mut net = Net::new(seed);
+            let host = net.warden(INTERFACE);
+            let client = client(&mut net);
+            net.online(host, vip(), spec);
+            let wait = Duration::from_micros(seed * 9_731);
+            net.pass(wait);
+            net.kill(host);
+            net.pass(ms(1 + seed * 17));
+            net.start(host);
+            net.pass(secs(20));
+            assert_eq!(net.state(host, vip()), Some(State::Online), "seed {seed}, {spec:?}");
+            assert!(net.kernel(host).addresses.contains(&vip()));
+            net.ask(client, vip());
+            net.pass(ms(1));
+            assert_eq!(net.neighbour(client, vip()), Some(net.mac(host)));
+            let removed = |(_, kind): &&(MonoTime, EventKind)| *kind == EventKind::AddressRemoved;
+            assert_eq!(net.at(host).events.iter().filter(removed).count(), 0);
+        }
+    }
+}
+
+#[test]
+fn an_address_is_answered_all_the_time_while_its_daemon_is_dead_and_after_the_next_one_starts() {
+    let mut net = Net::new(10);
+    let host = net.warden(INTERFACE);
+    net.online(host, vip(), SPEC);
+    net.pass(secs(10));
+    let client = client(&mut net);
+    net.kill(host);
+    for step in 0..200 {
+        if step == 100 {
+            net.start(host);
+        }
+        let before = net.log.len();
+        net.ask(client, vip());
+        net.pass(ms(5));
+        let answered =
+            |(_, from, frame): &(MonoTime, Host, Outgoing)| *from == host && frame.operation == REPLY;
+        assert!(net.log[before..].iter().any(answered), "step {step}");
+    }
+    assert_eq!(net.state(host, vip()), Some(State::Online));
+}
+
+#[test]
+fn a_daemon_that_dies_in_each_way_of_giving_up_leaves_nobody_answering() {
+    for seed in 0..20 {
+        for defend in [Defend::Yield, Defend::Hold] {
+            let mut net = Net::new(seed);
+            let host = net.warden(INTERFACE);
+            net.online(host, vip(), OnlineSpec { defend, ..SPEC });
+            net.pass(secs(10));
+            let rival = net.linux(&[]);
+            if defend == Defend::Yield {
+                net.usurp(rival, vip()); // and it is lost
+            } else {
+                net.offline(host, vip());
+            }
+            net.kernel_mut(rival).addresses.insert(vip());
+            net.pass(Duration::from_micros(150 + seed * 101));
+            net.kill(host);
+            let client = client(&mut net);
+            asked_for(&mut net, client, ms(200));
+            net.start(host);
+            asked_for(&mut net, client, secs(1));
+            assert!(net.kernel(host).addresses.is_empty(), "seed {seed}");
+            assert!(!net.may_answer(host, vip()));
+            assert_eq!(net.neighbour(client, vip()), Some(net.mac(rival)));
+        }
+    }
+}

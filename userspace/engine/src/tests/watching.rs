@@ -107,8 +107,9 @@ fn what_was_learnt_while_watching_is_kept_when_it_is_claimed() {
     rig.news();
     rig.online(SPEC);
     let news = rig.news();
-    assert_eq!(news[0], store(State::Probing, 0, 1));
-    assert_eq!(news[1], stepped(Some(State::Watched), Some(State::Probing), Reason::Commanded));
+    assert_eq!(news[0], remember(SPEC));
+    assert_eq!(news[1], store(State::Probing, 0, 1));
+    assert_eq!(news[2], stepped(Some(State::Watched), Some(State::Probing), Reason::Commanded));
     rig.until(State::Online);
     assert_eq!(rig.managed().owner().unwrap().claimant.mac, RIVAL);
 }

@@ -1,0 +1,320 @@
+//! The start: afresh, or from what an earlier run has left in the pinned maps, on the interfaces and in the state
+//! file. Until the end of it an earlier run's addresses are answered as that run has left them.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use anyhow::{Context as _, anyhow};
+use arpwarden_common::{abi::AddressKey, net::MacAddr, state::StateWord};
+use arpwarden_engine::{
+    Engine, Input, MonoTime,
+    input::{Claimant, Kept, Owner},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing::{info, warn};
+
+use super::{
+    COMMANDS, Carrier, Daemon, Ended, Signals, Stop, find_link, host::Awaited, registrar, remove_leftovers,
+};
+use crate::{
+    address::Cidr,
+    cli,
+    events::Journal,
+    exit::Exit,
+    instance::{Instance, Lock},
+    io::{
+        arp_socket::ArpSocket,
+        bpf::{Datapath, Found, KeptAddress, Leftover, LinkState, Pins, Presence},
+        control,
+        dice::KernelDice,
+        link,
+        netlink::Netlink,
+    },
+    state_file::{Left, Registered},
+};
+
+pub(super) async fn serve(
+    instance: &Instance,
+    arguments: &cli::Run,
+    log_level: u8,
+    lock: &Lock,
+) -> Result<Ended, Stop> {
+    // Caught from here on: whatever is done below is undone in order.
+    let signals = Signals {
+        terminate: signal(SignalKind::terminate()).context("watching for SIGTERM")?,
+        interrupt: signal(SignalKind::interrupt()).context("watching for SIGINT")?,
+    };
+    // Subscribed before the first dump, so that no change falls between the two.
+    let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
+    let (state, left) = lock.state_file().map_err(Stop::leaving)?;
+    let pins = Pins::new(instance.name());
+    // Where an earlier run has left something, a start that fails leaves it as it is.
+    let kept = |stop: Stop| Stop { leaves: stop.leaves || pins.exists() || !left.is_empty(), ..stop };
+    let group = arguments.socket_group.as_deref().map(group_id).transpose().map_err(kept)?;
+    if !pins.exists() {
+        // Nothing keeps the kernel silent about what is left on the interfaces.
+        remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
+    } else if arguments.observe {
+        let error = anyhow!(
+            "an earlier run of instance '{0}' has left addresses that are being answered, and --observe answers \
+             none; run 'arpwarden --instance {0} unload' first, or choose another --instance",
+            instance.name()
+        );
+        return Err(kept(Stop::failed(error)));
+    }
+    let links = netlink.links().await.map_err(|error| kept(Stop::failed(error)))?;
+    // Refused interfaces cost nothing: nothing is loaded yet.
+    let mut interfaces = Vec::new();
+    for name in &arguments.interfaces {
+        interfaces.push(find_link(&links, name).map_err(kept)?.index);
+    }
+    let (mut datapath, found) = Datapath::open(&pins, log_level).map_err(|error| {
+        kept(Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into()))
+    })?;
+    let events = datapath.take_events();
+    if let Some(mut logger) = datapath.take_logger() {
+        tokio::spawn(async move {
+            loop {
+                logger.flush_when_readable().await;
+            }
+        });
+    }
+    let (orders, orders_to_do) = mpsc::unbounded_channel();
+    let (done, outcomes) = mpsc::unbounded_channel();
+    tokio::spawn(registrar::work(netlink.clone(), state.clone(), orders_to_do, done));
+    let fresh = matches!(found, Found::Nothing);
+    let mut daemon = Daemon {
+        instance: instance.clone(),
+        attach: arguments.attach,
+        vlan_offload: arguments.vlan_offload,
+        on_exit: arguments.on_exit,
+        observe: arguments.observe,
+        engine: Engine::new(),
+        dice: KernelDice,
+        datapath,
+        socket: ArpSocket::open().context("opening a packet socket").map_err(|error| kept(error.into()))?,
+        netlink,
+        journal: Journal::default(),
+        state,
+        notes: BTreeMap::new(),
+        links,
+        locals: BTreeMap::new(),
+        carriers: BTreeMap::new(),
+        awaited: arguments.interfaces.iter().map(|name| (name.clone(), Vec::new())).collect(),
+        former_macs: BTreeMap::new(),
+        beat: MonoTime(0),
+        slept: 0,
+        orders,
+        pending: BTreeMap::new(),
+        next_request: 0,
+        unloading: Vec::new(),
+        ending: false,
+        keeping: false,
+    };
+    let (commands, waiting) = mpsc::channel(COMMANDS);
+    if let Err(stop) = daemon.begin(found, &left, interfaces, group, commands).await {
+        if !fresh {
+            return Err(Stop { leaves: true, ..stop });
+        }
+        for index in daemon.carriers.keys().copied().collect::<Vec<_>>() {
+            daemon.drop_carrier(index);
+        }
+        if let Err(error) = daemon.datapath.remove_all() {
+            warn!("{:#}", anyhow::Error::from(error));
+        }
+        return Err(stop);
+    }
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        warn!("telling the service manager that the daemon is ready failed: {error}");
+    }
+    info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
+    daemon.run(events, changes, outcomes, waiting, signals).await
+}
+
+fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {
+    match nix::unistd::Group::from_name(name).context("reading the group database")? {
+        Some(group) => Ok(group.gid),
+        None => Err(Stop::new(Exit::Usage, anyhow!("--socket-group: there is no group '{name}'"))),
+    }
+}
+
+impl Daemon {
+    /// From loaded to listening.
+    async fn begin(
+        &mut self,
+        found: Found,
+        left: &Left,
+        interfaces: Vec<u32>,
+        group: Option<nix::unistd::Gid>,
+        commands: mpsc::Sender<control::Command>,
+    ) -> Result<(), Stop> {
+        self.resync_addresses().await?;
+        self.tell_macs()?;
+        if let Found::Adopted(leftover) = found {
+            self.adopt(leftover, left).await?;
+        }
+        for index in interfaces {
+            self.carry(index)?;
+        }
+        self.perform();
+        let control = control::bind(&self.instance.unready_socket(), group).with_context(|| {
+            format!("making the control socket {}", self.instance.unready_socket().display())
+        })?;
+        tokio::spawn(control::serve(control, commands));
+        control::publish(&self.instance.unready_socket(), &self.instance.socket())
+            .with_context(|| format!("publishing the control socket {}", self.instance.socket().display()))?;
+        Ok(())
+    }
+
+    /// Goes on where an earlier run has stopped.
+    async fn adopt(&mut self, leftover: Leftover, left: &Left) -> Result<(), Stop> {
+        let Leftover { addresses, links, .. } = leftover;
+        for kept in links {
+            let name = self.interface_name(kept.index);
+            match (kept.state, kept.xdp) {
+                (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
+                    self.carriers.insert(
+                        kept.index,
+                        Carrier {
+                            vlan_tags: link::vlan_tags(&self.links[&kept.index], &self.links).name(),
+                            name,
+                            mode,
+                            offload: None,
+                            presence: Presence { xdp: true, guard: kept.guard },
+                            settling_until: None,
+                        },
+                    );
+                    self.tell_port(kept.index)?;
+                }
+                (LinkState::Live, _) => {}
+                (LinkState::Dead(reason), _) => {
+                    self.journal.link("program_missing", &name, None, Some(&reason));
+                }
+            }
+        }
+        // Addresses on an interface that has lost the program get it back, as at any start.
+        let wanted: Vec<u32> = addresses.iter().map(|kept| kept.key.interface).collect();
+        for index in wanted {
+            if self.links.contains_key(&index)
+                && !self.carriers.contains_key(&index)
+                && let Err(stop) = self.carry(index)
+            {
+                warn!("{:#}; what an earlier run has left there is taken off", stop.error);
+            }
+        }
+        for kept in addresses {
+            let key = kept.key;
+            if self.carriers.contains_key(&key.interface) {
+                if let Some(claimed) = left.claimed(&key) {
+                    self.notes.entry(key).or_default().how = claimed.how;
+                }
+                let kept = self.kept(&kept, left);
+                #[cfg(feature = "omit")]
+                let kept = self.taken_for_ours(key, kept);
+                self.tell(Input::Adopt { key, kept });
+            } else {
+                self.abandon(&kept, left).await?;
+            }
+        }
+        // What was registered but is in no map was being given up, or not yet made known, when the run ended.
+        let known = |entry: &Registered| {
+            self.engine
+                .addresses()
+                .any(|(key, _)| key.interface == entry.index && Ipv4Addr::from(key.address) == entry.address)
+        };
+        let unknown: Vec<Registered> = left.registered().filter(|entry| !known(entry)).cloned().collect();
+        remove_leftovers(&self.netlink, &self.state, unknown).await?;
+        for key in self.state.claims() {
+            if self.engine.get(&key).is_none() {
+                self.remember(key, None);
+            }
+        }
+        self.resync_addresses().await
+    }
+
+    fn kept(&self, kept: &KeptAddress, left: &Left) -> Kept {
+        let KeptAddress { key, word, lease_until_ns, record, untold, .. } = kept;
+        let at = |ns: u64| Some(MonoTime(ns)).filter(|at| at.0 != 0);
+        let owner = Some(record.owner).filter(|mac| !mac.is_zero()).map(|mac: MacAddr| Owner {
+            claimant: Claimant { mac, ethernet_source: mac },
+            seen: MonoTime(record.owner_seen_ns),
+        });
+        Kept {
+            word: *word,
+            spec: left.claimed(key).map(|claimed| claimed.how.spec(claimed.prefix_length)),
+            registered: left.prefix_length(key),
+            local: self.locals.contains_key(&key.address.into()),
+            lease_until: at(*lease_until_ns),
+            fallen: record.fallen == word.mark(),
+            defences: record.moves_ns.iter().filter_map(|ns| at(*ns)).collect(),
+            owner,
+            untold: *untold,
+        }
+    }
+
+    /// What is kept, as if nothing had become of it.
+    #[cfg(feature = "omit")]
+    fn taken_for_ours(&mut self, key: AddressKey, kept: Kept) -> Kept {
+        use arpwarden_common::state::State;
+        if crate::omit::omission() != Some(crate::omit::Omission::Adoption) {
+            return kept;
+        }
+        // A generation that has not fallen.
+        let generation = kept.word.generation().wrapping_add(1);
+        let word = StateWord::new(kept.word.mac(), State::Online, 0, generation);
+        if let Err(error) = self.datapath.store(&key, word) {
+            warn!("{error}");
+        }
+        Kept { word, lease_until: None, fallen: false, ..kept }
+    }
+
+    /// Gives up what an earlier run has left where the program is not: first the words, then the interface. If its
+    /// interface was only made anew, it is claimed there.
+    async fn abandon(&mut self, kept: &KeptAddress, left: &Left) -> Result<(), Stop> {
+        let key = kept.key;
+        let entries = left
+            .registered()
+            .filter(|entry| entry.index == key.interface && entry.address == Ipv4Addr::from(key.address));
+        let entries: Vec<Registered> = entries.cloned().collect();
+        if let Some(entry) = entries.first()
+            && !self.links.contains_key(&key.interface)
+            && kept.word.may_answer()
+            && let Some(claimed) = left.claimed(&key)
+            && let Ok(cidr) = format!("{}/{}", entry.address, claimed.prefix_length).parse::<Cidr>()
+        {
+            let lease_until = Some(MonoTime(kept.lease_until_ns)).filter(|until| until.0 != 0);
+            let awaited = Awaited { cidr, how: claimed.how, lease_until };
+            self.awaited.entry(entry.interface.clone()).or_default().push(awaited);
+        }
+        if self.datapath.store(&key, StateWord::VACANT).is_err() {
+            return Ok(()); // the map has lost it already
+        }
+        remove_leftovers(&self.netlink, &self.state, entries).await?;
+        if let Err(error) = self.datapath.remove(&key) {
+            warn!(address = %key.address, "taking the address out of the program's maps: {error}");
+        }
+        Ok(())
+    }
+
+    /// Tells the program and the engine of an interface that carries the program.
+    pub(super) fn tell_port(&mut self, index: u32) -> Result<(), Stop> {
+        let Some(link) = self.links.get(&index) else { return Ok(()) };
+        let Some(mac) = link.mac else {
+            return Err(Stop::failed(anyhow!("{} has no MAC", link.name)));
+        };
+        self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
+        self.tell(Input::Interface { index, interface: self.interface(mac, link.carries()) });
+        Ok(())
+    }
+
+    /// An address's key on an interface, untagged.
+    pub(super) const fn key(index: u32, address: Ipv4Addr) -> AddressKey {
+        AddressKey {
+            interface: index,
+            vlan: arpwarden_common::net::Vlan::UNTAGGED,
+            address: arpwarden_common::net::Ipv4::new(address.octets()),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What an earlier run has left behind the pins, and taking it over.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arpwarden_common::{
+    abi::{AddressKey, Hint, Record},
+    names,
+    state::StateWord,
+};
+use tracing::warn;
+
+use super::{
+    super::{netlink::now::link_now, tc},
+    Datapath, Mode,
+    attach::programs_of,
+    error::{Chain, LoadError, TableError},
+    layout,
+    pins::{LinkName, Pinned, Pins, remove_file},
+    sys::Link,
+    tables::{Tables, hint_of, removed},
+};
+
+/// What was there before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// Nothing: this is a beginning.
+    Nothing,
+    /// An earlier run's program, which goes on answering.
+    Adopted(Leftover),
+}
+
+/// What an earlier run has left.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Leftover {
+    /// Its addresses, in their order.
+    pub addresses: Vec<KeptAddress>,
+    /// The interfaces that it carried, in the order of their indices.
+    pub links: Vec<KeptLink>,
+    /// CLOCK_BOOTTIME in nanoseconds at which it said last that it lived; 0: never.
+    pub heartbeat_ns: u64,
+}
+
+/// An address in the maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KeptAddress {
+    /// The address.
+    pub key: AddressKey,
+    /// Its slot.
+    pub slot: u32,
+    /// Its word, as it stands.
+    pub word: StateWord,
+    /// The end of its own lease: CLOCK_BOOTTIME in nanoseconds; 0 for none.
+    pub lease_until_ns: u64,
+    /// Its group; 0 for none.
+    pub group: u32,
+    /// What the program knows of it.
+    pub record: Record,
+    /// Frames of claimants and probers that no event has told.
+    pub untold: u64,
+}
+
+/// An interface that carried the program.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptLink {
+    /// Its index.
+    pub index: u32,
+    /// How the program is attached there; `None` if it isn't.
+    pub xdp: Option<Mode>,
+    /// The guard is there.
+    pub guard: bool,
+    /// Whether the program is still there.
+    pub state: LinkState,
+}
+
+/// Whether an earlier run's program is still on an interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LinkState {
+    /// It is, and answers.
+    Live,
+    /// It is not, and its pin has been removed.
+    Dead(String),
+}
+
+impl Tables {
+    /// The addresses in the maps. What an interrupted run has half written is not among them: it is never answered.
+    pub(super) fn kept(&self) -> Result<Vec<KeptAddress>, TableError> {
+        let untold = self.untold()?;
+        let mut kept = BTreeMap::new();
+        for entry in self.addresses.iter() {
+            let (key, slot) = entry.map_err(|source| TableError::read(names::ADDRESSES, source))?;
+            let (Some(place), Some(record)) = (self.slots.get(slot), self.records.get(slot)) else {
+                continue;
+            };
+            let (word, record) = (place.word(), record.read());
+            if word.state().is_none() || place.key() != key {
+                continue;
+            }
+            let address = KeptAddress {
+                key,
+                slot,
+                word,
+                lease_until_ns: place.lease_until_ns.load(std::sync::atomic::Ordering::Acquire),
+                group: place.group.load(std::sync::atomic::Ordering::Relaxed),
+                record,
+                untold: untold.get(&slot).copied().unwrap_or(0)
+                    + record.flooded.saturating_sub(record.flood_told),
+            };
+            kept.insert(key, address);
+        }
+        Ok(kept.into_values().collect())
+    }
+
+    /// Removes what leads to no address, or to another one, and silences slots that nothing leads to: an interrupted
+    /// `install` or `remove` leaves such. `kept` are those that are whole.
+    fn repair(&mut self, kept: &[KeptAddress]) -> Result<(), TableError> {
+        let whole: BTreeMap<AddressKey, u32> =
+            kept.iter().map(|address| (address.key, address.slot)).collect();
+        let keys: Result<Vec<_>, _> = self.addresses.keys().collect();
+        for key in keys.map_err(|source| TableError::read(names::ADDRESSES, source))? {
+            if !whole.contains_key(&key) {
+                removed(self.addresses.remove(&key))
+                    .map_err(|source| TableError::write(names::ADDRESSES, source))?;
+            }
+        }
+        let used: BTreeSet<u32> = whole.values().copied().collect();
+        for (place, slot) in self.slots.all().iter().zip(0..) {
+            if !used.contains(&slot) && place.word() != StateWord::VACANT {
+                place.store(StateWord::VACANT);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the hints lead to these slots, writing only the difference.
+    fn rehint(&mut self, hinted: &BTreeMap<u32, Vec<u32>>) -> Result<(), TableError> {
+        for place in 0..Hint::PLACES {
+            let right = hinted.get(&place).map_or(Hint::NONE, |slots| hint_of(slots));
+            let there = self.hints.get(&place, 0).map_err(|source| TableError::read(names::HINTS, source))?;
+            if there != right {
+                self.hints.set(place, right, 0).map_err(|source| TableError::write(names::HINTS, source))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Datapath {
+    /// Takes over what is behind the pins, and puts the loaded programs in the place of the earlier ones, each
+    /// between two frames.
+    pub(super) fn adopt(&mut self) -> Result<Leftover, LoadError> {
+        let addresses = self.tables.kept().map_err(LoadError::table)?;
+        self.tables.repair(&addresses).map_err(LoadError::table)?;
+        for KeptAddress { key, slot, .. } in &addresses {
+            self.installed.insert(*key, *slot);
+            self.hinted.entry(Hint::place(key.address)).or_default().push(*slot);
+        }
+        self.tables.rehint(&self.hinted).map_err(LoadError::table)?;
+        let used: BTreeSet<u32> = self.installed.values().copied().collect();
+        self.free.retain(|slot| !used.contains(slot));
+        self.tables.forget_claimants(|slot| used.contains(&slot)).map_err(LoadError::table)?;
+        self.own = self.tables.own_macs().map_err(LoadError::table)?;
+        let links = self.adopt_links()?;
+        let heartbeat_ns = self
+            .tables
+            .control()
+            .map_or(0, |control| control.heartbeat_ns.load(std::sync::atomic::Ordering::Acquire));
+        Ok(Leftover { addresses, links, heartbeat_ns })
+    }
+
+    fn adopt_links(&mut self) -> Result<Vec<KeptLink>, LoadError> {
+        let mut indices = BTreeSet::new();
+        for LinkName::Xdp(index) | LinkName::Guard(index) in
+            self.pins.link_names().map_err(LoadError::pins)?
+        {
+            indices.insert(index);
+        }
+        let ours = programs_of(self.tables.identity);
+        indices.into_iter().map(|index| self.adopt_link(index, &ours)).collect()
+    }
+
+    fn adopt_link(&mut self, index: u32, ours: &BTreeSet<u32>) -> Result<KeptLink, LoadError> {
+        let failed = |source| LoadError::Adopt { index, source };
+        let there = link_now(index).map_err(failed)?;
+        let path = self.pins.link(LinkName::Xdp(index));
+        let xdp = match Link::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err("its link was not pinned".to_owned())
+            }
+            Err(error) => return Err(failed(error)),
+            Ok(link) => {
+                let info = link.info().map_err(failed)?;
+                let xdp = there.as_ref().and_then(|there| there.xdp);
+                let replaced = match (info.index, xdp) {
+                    (0, _) if there.is_none() => Err("the interface has gone".to_owned()),
+                    (0, _) => Err("it was detached from outside".to_owned()),
+                    // The index alone would not do: each namespace counts its own.
+                    (at, Some(xdp)) if at == index && xdp.id == info.program => {
+                        match link.update(self.xdp_fd().map_err(failed)?) {
+                            Ok(()) => Ok(xdp.mode),
+                            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+                                Err("the interface has gone".to_owned())
+                            }
+                            Err(error) => return Err(failed(error)),
+                        }
+                    }
+                    _ => Err("the interface is in another network namespace now".to_owned()),
+                };
+                if replaced.is_err() {
+                    // Also where we don't see it: nobody looks after what it says there.
+                    link.detach().map_err(failed)?;
+                    remove_file(&path).map_err(LoadError::pins)?;
+                }
+                replaced
+            }
+        };
+        let guard = match there {
+            Some(_) => self.adopt_guard(index, ours).map_err(failed)?,
+            None => false,
+        };
+        if !guard {
+            self.detach_guard(index).map_err(failed)?;
+        }
+        let (xdp, state) = match xdp {
+            Ok(mode) => (mode, LinkState::Live),
+            Err(reason) => {
+                if there.is_none()
+                    && let Err(error) = self.remove_port(index)
+                {
+                    warn!("{}", Chain(&error));
+                }
+                (None, LinkState::Dead(reason))
+            }
+        };
+        Ok(KeptLink { index, xdp, guard, state })
+    }
+
+    /// Puts the loaded guard in the place of an earlier one; says whether there was one.
+    fn adopt_guard(&mut self, index: u32, ours: &BTreeSet<u32>) -> std::io::Result<bool> {
+        let Some(guard) = self.guard_fd()? else { return Ok(false) };
+        let path = self.pins.link(LinkName::Guard(index));
+        if std::fs::read_link(&path).is_ok() {
+            let mut replaced = false;
+            for filter in tc::egress_filters(index)? {
+                if !filter.program.is_some_and(|id| ours.contains(&id)) {
+                    continue;
+                }
+                if replaced {
+                    filter.remove()?;
+                } else {
+                    filter.replace(guard, names::GUARD)?;
+                    replaced = true;
+                }
+            }
+            return Ok(replaced);
+        }
+        let link = match Link::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        };
+        let info = link.info()?;
+        if info.index != index || !super::sys::tcx_egress(index)?.contains(&info.program) {
+            return Ok(false);
+        }
+        match link.update(guard) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+}
+
+impl Pins {
+    /// What an earlier run has left in the maps, without loading anything; `None` if nothing is pinned, or only what a
+    /// run made that ended before it attached anything. The links are not looked at.
+    ///
+    /// # Errors
+    /// [`LoadError`]: the maps are of another layout, or can't be read.
+    pub fn left(&self) -> Result<Option<Leftover>, LoadError> {
+        layout::check(super::OBJECT)?;
+        match self.pinned()? {
+            Pinned::Nothing | Pinned::Part => Ok(None),
+            Pinned::All => {
+                let tables = Tables::open(self)?;
+                let heartbeat_ns = tables
+                    .control()
+                    .map_or(0, |control| control.heartbeat_ns.load(std::sync::atomic::Ordering::Acquire));
+                let addresses = tables.kept().map_err(LoadError::table)?;
+                Ok(Some(Leftover { addresses, links: Vec::new(), heartbeat_ns }))
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Loading the programs, and what the kernel wants for it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs, io,
+    os::fd::AsFd as _,
+    sync::atomic::Ordering,
+};
+
+use arpwarden_common::{
+    abi::{self, MAX_ADDRESSES},
+    names,
+};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
+    programs::Program,
+    util::KernelVersion,
+};
+use aya_log::EbpfLogger;
+
+use super::{
+    Datapath, OBJECT, ProgramIds,
+    adopt::Found,
+    attach::GuardWay,
+    error::LoadError,
+    layout,
+    pins::{Pinned, Pins, PinsError},
+    sys,
+    tables::Tables,
+};
+
+impl Datapath {
+    /// Loads the programs with messages up to `log_level`: 0 none, 1 errors … 5 everything (beyond: as 5). The one
+    /// for multi-buffer frames is taken where the kernel has it (Linux 5.18). What an earlier run has left behind the
+    /// pins is taken over: its maps are used, and its programs replaced where they are attached, each between two
+    /// frames. Nothing else is attached.
+    ///
+    /// # Errors
+    /// [`LoadError`] says what is missing: a capability, memory that may be locked, a feature of the kernel, a place
+    /// for the pins; or what is different in the maps of the earlier run, which is left as it was then.
+    pub fn open(pins: &Pins, log_level: u8) -> Result<(Self, Found), LoadError> {
+        layout::check(OBJECT)?;
+        pins.prepare().map_err(LoadError::pins)?;
+        let adopting = match pins.pinned()? {
+            Pinned::All => true,
+            Pinned::Nothing => false,
+            Pinned::Part => {
+                pins.clear().and_then(|()| pins.prepare()).map_err(LoadError::pins)?;
+                false
+            }
+        };
+        let opened = Self::load(pins, log_level).and_then(|mut datapath| {
+            let found = match adopting {
+                true => Found::Adopted(datapath.adopt()?),
+                false => Found::Nothing,
+            };
+            datapath.pin_programs().map_err(LoadError::pins)?;
+            // From here on there is something that another run can take over.
+            if let Some(control) = datapath.tables.control() {
+                control.layout.store(abi::ABI_VERSION.into(), Ordering::Release);
+            }
+            Ok((datapath, found))
+        });
+        if opened.is_err()
+            && !adopting
+            && let Err(error) = pins.clear()
+        {
+            tracing::warn!("removing what was pinned: {error}");
+        }
+        opened
+    }
+
+    fn load(pins: &Pins, log_level: u8) -> Result<Self, LoadError> {
+        let memory = raise_memlock();
+        let level = log_level.min(5);
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &level, false);
+        #[cfg(feature = "omit")]
+        let left_out = match crate::omit::omission() {
+            Some(crate::omit::Omission::Program(bits)) => bits,
+            Some(crate::omit::Omission::Adoption) | None => 0,
+        };
+        #[cfg(feature = "omit")]
+        loader.override_global(names::OMIT, &left_out, true);
+        for map in names::PINNED {
+            loader.map_pin_path(map, pins.map(map));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::of_object(error, &memory))?;
+        let program = load_best(&mut ebpf, &memory)?;
+        let guard = load_guard(&mut ebpf, &memory)?;
+        let ids = ProgramIds { xdp: id_of(&ebpf, program)?, guard };
+        let logger = match level {
+            0 => None,
+            1.. => Some(EbpfLogger::init(&mut ebpf).map_err(|source| LoadError::Messages { source })?),
+        };
+        let events = {
+            let map = names::EVENTS;
+            let shape = |source| LoadError::Shape { map, source };
+            let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
+            RingBuf::try_from(Map::from_map_data(data).map_err(shape)?).map_err(shape)?
+        };
+        Ok(Self {
+            pins: pins.clone(),
+            program,
+            ids,
+            guard_way: GuardWay::of_kernel(),
+            tables: Tables::open(pins)?,
+            events: Some(events),
+            logger,
+            installed: BTreeMap::new(),
+            hinted: BTreeMap::new(),
+            free: (0..MAX_ADDRESSES).collect(),
+            left: VecDeque::new(),
+            own: BTreeSet::new(),
+            ebpf,
+        })
+    }
+
+    /// Pins the loaded programs in the place of earlier ones.
+    fn pin_programs(&self) -> Result<(), PinsError> {
+        let guard = self.guard_fd().map_err(|source| self.unpinned("guard", source))?;
+        let xdp = self.xdp_fd().map_err(|source| self.unpinned("xdp", source))?;
+        for (name, program) in [("xdp", Some(xdp)), ("guard", guard)] {
+            let Some(program) = program else { continue };
+            let (path, new) =
+                (self.pins.programs().join(name), self.pins.programs().join(format!("{name}-new")));
+            super::pins::remove_file(&new)?;
+            sys::pin(program.as_fd(), &new)
+                .and_then(|()| fs::rename(&new, &path))
+                .map_err(|source| self.unpinned(name, source))?;
+        }
+        Ok(())
+    }
+
+    fn unpinned(&self, name: &str, source: io::Error) -> PinsError {
+        PinsError::File { doing: "pinning the program at", path: self.pins.programs().join(name), source }
+    }
+}
+
+/// Loads the better of the two programs that this kernel takes.
+fn load_best(ebpf: &mut Ebpf, memory: &Memory) -> Result<&'static str, LoadError> {
+    // The flag for multi-buffer frames is EINVAL before Linux 5.18. If it was something else, the second
+    // program meets it as well.
+    if load_one(ebpf, names::XDP_FRAGS, memory).is_ok() {
+        return Ok(names::XDP_FRAGS);
+    }
+    load_one(ebpf, names::XDP, memory)?;
+    Ok(names::XDP)
+}
+
+/// Loads the guard, if the object has one; gives its identifier.
+fn load_guard(ebpf: &mut Ebpf, memory: &Memory) -> Result<Option<u32>, LoadError> {
+    let Some(program) = ebpf.program_mut(names::GUARD) else { return Ok(None) };
+    let Program::SchedClassifier(program) = program else {
+        return Err(LoadError::Incomplete { lacks: names::GUARD });
+    };
+    program.load().map_err(|source| LoadError::of_program(source, memory))?;
+    id_of(ebpf, names::GUARD).map(Some)
+}
+
+/// The kernel's identifier of a loaded program.
+fn id_of(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
+    let info = match ebpf.program(name) {
+        Some(Program::Xdp(program)) => program.info(),
+        Some(Program::SchedClassifier(program)) => program.info(),
+        Some(_) | None => return Err(LoadError::Incomplete { lacks: name }),
+    };
+    info.map(|info| info.id()).map_err(|source| LoadError::Rejected { source })
+}
+
+fn load_one(ebpf: &mut Ebpf, name: &'static str, memory: &Memory) -> Result<(), LoadError> {
+    let Some(Program::Xdp(program)) = ebpf.program_mut(name) else {
+        return Err(LoadError::Incomplete { lacks: name });
+    };
+    program.load().map_err(|source| LoadError::of_program(source, memory))
+}
+
+/// What this process may lock, which kernels before 5.11 count maps against.
+pub(super) enum Memory {
+    /// Not counted, or without limit.
+    Free,
+    Limited,
+}
+
+/// Takes the limit on locked memory away where the kernel counts maps against it (before Linux 5.11).
+fn raise_memlock() -> Memory {
+    if KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 11, 0)) {
+        return Memory::Free;
+    }
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is to a valid `rlimit` that outlives the call.
+    let raised = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    if raised == 0 { Memory::Free } else { Memory::Limited }
+}
+
+/// The capabilities that the daemon needs (capabilities(7)), with their numbers: CAP_BPF for programs and maps,
+/// CAP_NET_ADMIN for XDP and addresses, CAP_NET_RAW for packet sockets, CAP_PERFMON for what the verifier otherwise
+/// forbids around pointers.
+const CAPABILITIES: [(&str, u32); 4] =
+    [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_PERFMON", 38)];
+pub(super) const CAP_SYS_ADMIN: u32 = 21;
+/// What CAP_SYS_ADMIN stands for as well.
+const SYS_ADMIN_INCLUDES: [&str; 2] = ["CAP_BPF", "CAP_PERFMON"];
+
+/// Those of [`CAPABILITIES`] that this process lacks; none if it can't be told.
+pub fn missing_capabilities() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    effective.map_or_else(Vec::new, missing_from)
+}
+
+pub(super) fn missing_from(effective: u64) -> Vec<&'static str> {
+    let has = |number: u32| effective & 1 << number != 0;
+    CAPABILITIES
+        .iter()
+        .filter(|(name, number)| !(has(*number) || SYS_ADMIN_INCLUDES.contains(name) && has(CAP_SYS_ADMIN)))
+        .map(|(name, _)| *name)
+        .collect()
+}

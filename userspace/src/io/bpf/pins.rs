@@ -1,0 +1,353 @@
+//! Where program, maps and links are pinned, and what is found there.
+//!
+//! ```text
+//! /sys/fs/bpf/arpwarden/NAME/maps/SLOTS …      the maps, under their names in the object
+//!                            links/xdp-5       the link of the program on interface #5
+//!                            links/guard-5     the guard's link there; before tcx (Linux 6.6) a symbolic link that
+//!                                              only says that it is a filter, and whose the qdisc is
+//!                            programs/xdp …    the programs, for people who look
+//! ```
+
+use std::{
+    error::Error,
+    fmt,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use arpwarden_common::{abi, names};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::{
+    OBJECT,
+    error::LoadError,
+    layout::{Shape, shape},
+    shared::{Mapped, SharedControl},
+};
+
+/// Where the BPF file system belongs.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// The pins of an instance.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pins {
+    directory: PathBuf,
+}
+
+/// What is pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Pinned {
+    /// Nothing.
+    Nothing,
+    /// A beginning: whoever made it ended before anything was attached.
+    Part,
+    /// All maps, of this layout.
+    All,
+}
+
+/// What a file among the links is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum LinkName {
+    Xdp(u32),
+    Guard(u32),
+}
+
+impl LinkName {
+    fn parse(name: &str) -> Option<Self> {
+        let (what, index) = name.split_once('-')?;
+        let index = index.parse().ok()?;
+        match what {
+            "xdp" => Some(Self::Xdp(index)),
+            "guard" => Some(Self::Guard(index)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xdp(index) => write!(f, "xdp-{index}"),
+            Self::Guard(index) => write!(f, "guard-{index}"),
+        }
+    }
+}
+
+impl Pins {
+    /// Those of the instance with this name, which must be a file name of letters, digits and hyphens: the BPF file
+    /// system keeps dots to itself.
+    pub fn new(instance: &str) -> Self {
+        Self::at(Path::new(BPFFS).join("arpwarden").join(instance))
+    }
+
+    /// Those below a directory, which need not exist.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
+    }
+
+    /// The directory that holds them.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether anything is there.
+    pub fn exists(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// A word of warning if process 1 does not see the file system of the pins: they go with the mount namespace of
+    /// this process then, and nothing can be taken over from them later. `None` if it does, or can't be asked.
+    pub fn vanish(&self) -> Option<String> {
+        let there = fs::metadata(self.existing()).ok()?;
+        let mounts = fs::read_to_string("/proc/1/mountinfo").ok()?;
+        let device = format!("{}:{}", nix::sys::stat::major(there.dev()), nix::sys::stat::minor(there.dev()));
+        // proc_pid_mountinfo(5): the third field is the device.
+        let seen = mounts.lines().any(|line| line.split(' ').nth(2) == Some(device.as_str()));
+        (!seen).then(|| {
+            format!(
+                "{} is in a mount namespace of this process, which process 1 does not see: when the last process in \
+                 it ends, the programs end, whatever is pinned. Don't start it by 'ip netns exec' but by 'nsenter \
+                 --net=…', and give a service the host's {BPFFS}",
+                self.directory.display()
+            )
+        })
+    }
+
+    /// Makes the directories; mounts the BPF file system first, if it isn't.
+    pub(super) fn prepare(&self) -> Result<(), PinsError> {
+        let is_bpffs = |path: &Path| statfs(path).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
+        if !is_bpffs(&self.existing()) {
+            if !self.directory.starts_with(BPFFS) {
+                return Err(PinsError::NotBpffs { directory: self.directory.clone() });
+            }
+            // As bpftool does it.
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+                .map_err(|errno| PinsError::Mount { source: errno.into() })?;
+        }
+        for directory in [self.maps(), self.links(), self.programs()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(|source| PinsError::File { doing: "making", path: directory, source })?;
+        }
+        Ok(())
+    }
+
+    /// The deepest directory on the way that exists.
+    fn existing(&self) -> PathBuf {
+        self.directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
+    }
+
+    /// What is pinned, compared with the object.
+    ///
+    /// # Errors
+    /// The maps are of another layout, or one is missing among others.
+    pub(super) fn pinned(&self) -> Result<Pinned, LoadError> {
+        let there: Vec<_> = names::PINNED.iter().filter(|map| self.map(map).exists()).collect();
+        let attached = !self.link_names().map_err(LoadError::pins)?.is_empty();
+        if there.is_empty() {
+            return match attached {
+                false => Ok(Pinned::Nothing),
+                true => Err(LoadError::PinMissing { pins: self.clone(), map: names::CONTROL }),
+            };
+        }
+        let ready = self.layout()?;
+        if ready == 0 && !attached {
+            return Ok(Pinned::Part);
+        }
+        if ready != u64::from(abi::ABI_VERSION) {
+            return Err(LoadError::OtherLayout { pins: self.clone(), found: ready });
+        }
+        for map in names::PINNED {
+            self.compare(map)?;
+        }
+        Ok(Pinned::All)
+    }
+
+    /// The layout version of the pinned maps; 0 if they are not ready.
+    fn layout(&self) -> Result<u64, LoadError> {
+        let map = names::CONTROL;
+        if !self.map(map).exists() {
+            return Ok(0);
+        }
+        self.compare(map)?;
+        let data =
+            aya::maps::MapData::from_pin(self.map(map)).map_err(|source| LoadError::Shape { map, source })?;
+        let control =
+            Mapped::<SharedControl>::of(&data, 1).map_err(|source| LoadError::Mapping { map, source })?;
+        Ok(control.get(0).map_or(0, |control| control.layout.load(std::sync::atomic::Ordering::Acquire)))
+    }
+
+    /// Whether a pinned map has the shape that the object gives it.
+    fn compare(&self, map: &'static str) -> Result<(), LoadError> {
+        let expected = shape(OBJECT, map).ok_or(LoadError::Incomplete { lacks: map })?;
+        if !self.map(map).exists() {
+            return Err(LoadError::PinMissing { pins: self.clone(), map });
+        }
+        let found = Shape::of_pin(&self.map(map)).map_err(|source| LoadError::Shape { map, source })?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(LoadError::OtherShape { pins: self.clone(), map, found, expected })
+    }
+
+    /// Where a map is pinned.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.directory.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// Where programs are pinned.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.directory.join("programs")
+    }
+
+    /// Where a link is pinned.
+    pub(super) fn link(&self, name: LinkName) -> PathBuf {
+        self.links().join(name.to_string())
+    }
+
+    /// The links that are pinned, in the order of their names.
+    pub(super) fn link_names(&self) -> Result<Vec<LinkName>, PinsError> {
+        let mut names: Vec<_> = entries(&self.links())?
+            .iter()
+            .filter_map(|path| LinkName::parse(path.file_name()?.to_str()?))
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Removes all pins and the directories, up to the one that instances share if it is empty then. A link that is
+    /// still pinned is let go, which detaches it some time later.
+    pub(super) fn clear(&self) -> Result<(), PinsError> {
+        if entries(&self.links())?.is_empty() {
+            // Without it the rest counts as a beginning, should this be interrupted.
+            remove_file(&self.map(names::CONTROL))?;
+        }
+        for directory in [self.links(), self.programs(), self.maps()] {
+            for path in entries(&directory)? {
+                remove_file(&path)?;
+            }
+            remove_directory(&directory)?;
+        }
+        remove_directory(&self.directory)?;
+        if let Some(parent) = self.directory.parent().filter(|parent| *parent != Path::new(BPFFS)) {
+            // Another instance's may be in it.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Pins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.directory.display().fmt(f)
+    }
+}
+
+/// The files of a directory; none if it is not there.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, PinsError> {
+    let failed = |source| PinsError::File { doing: "reading", path: directory.to_owned(), source };
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+        Ok(entries) => {
+            entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(failed)
+        }
+    }
+}
+
+/// Removes a file; done already if it is not there.
+pub(super) fn remove_file(path: &Path) -> Result<(), PinsError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PinsError::File { doing: "removing", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), PinsError> {
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PinsError::File { doing: "removing", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why pins could not be made, read or removed.
+#[derive(Debug)]
+pub enum PinsError {
+    /// The BPF file system is not mounted and could not be.
+    Mount {
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The directory is not on a BPF file system.
+    NotBpffs {
+        /// Which one.
+        directory: PathBuf,
+    },
+    /// A file or directory.
+    File {
+        /// What was tried, as in "making".
+        doing: &'static str,
+        /// Which one.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl PinsError {
+    /// Whether a missing permission is the reason, so that the command ends with 5.
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::Mount { source } | Self::File { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::NotBpffs { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for PinsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mount { .. } => write!(
+                f,
+                "mounting the BPF file system, which keeps the program when the daemon ends, failed: run 'mount -t \
+                 bpf bpf {BPFFS}' on the host"
+            ),
+            Self::NotBpffs { directory } => write!(
+                f,
+                "pinning below {}: that is not on a BPF file system; choose a place below {BPFFS}",
+                directory.display()
+            ),
+            Self::File { doing, path, .. } => write!(f, "{doing} {} failed", path.display()),
+        }
+    }
+}
+
+impl Error for PinsError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Mount { source } | Self::File { source, .. } => Some(source),
+            Self::NotBpffs { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,468 @@
+//! What the daemon writes to the program's maps, and what it reads there.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap as Hashed},
+    io,
+};
+
+use arpwarden_common::{
+    abi::{
+        AddressCounters, AddressKey, Asker, Claimant, ClaimantKey, Counter, Group, Hint, MAX_ADDRESSES,
+        MAX_GROUPS, Port, PortPlace, Record,
+    },
+    names,
+    net::MacAddr,
+    state::StateWord,
+    verdict::{self, Entry, Standing},
+};
+use aya::{
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    sys::SyscallError,
+    util::nr_cpus,
+};
+use tracing::warn;
+
+use super::{
+    super::clock,
+    Datapath,
+    error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
+    pins::Pins,
+    shared::{Mapped, Shared, SharedControl, SharedGroup, SharedRecord, SharedSlot},
+};
+
+/// The pinned maps, as typed handles.
+pub(super) struct Tables {
+    pub(super) addresses: HashMap<MapData, AddressKey, u32>,
+    pub(super) slots: Mapped<SharedSlot>,
+    pub(super) records: Mapped<SharedRecord>,
+    address_counters: PerCpuArray<MapData, AddressCounters>,
+    claimants: HashMap<MapData, ClaimantKey, Claimant>,
+    pub(super) hints: Array<MapData, Hint>,
+    ports: Array<MapData, PortPlace>,
+    own_macs: HashMap<MapData, MacAddr, u8>,
+    counters: PerCpuArray<MapData, u64>,
+    groups: Mapped<SharedGroup>,
+    pub(super) control: Mapped<SharedControl>,
+    /// The kernel's identifier of [`names::SLOTS`]: programs that use it are this instance's.
+    pub(super) identity: u32,
+}
+
+impl Tables {
+    /// Opens the pinned maps, whose shapes have been compared.
+    pub(super) fn open(pins: &Pins) -> Result<Self, LoadError> {
+        let (slots, identity) = mapped(pins, names::SLOTS, MAX_ADDRESSES)?;
+        Ok(Self {
+            addresses: typed(pins, names::ADDRESSES)?,
+            slots,
+            records: mapped(pins, names::RECORDS, MAX_ADDRESSES)?.0,
+            address_counters: typed(pins, names::ADDRESS_COUNTERS)?,
+            claimants: typed(pins, names::CLAIMANTS)?,
+            hints: typed(pins, names::HINTS)?,
+            ports: typed(pins, names::PORTS)?,
+            own_macs: typed(pins, names::OWN_MACS)?,
+            counters: typed(pins, names::COUNTERS)?,
+            groups: mapped(pins, names::GROUPS, MAX_GROUPS)?.0,
+            control: mapped(pins, names::CONTROL, 1)?.0,
+            identity,
+        })
+    }
+
+    /// The daemon's only [`arpwarden_common::abi::Control`].
+    pub(super) fn control(&self) -> Option<&SharedControl> {
+        self.control.get(0)
+    }
+
+    /// The MACs that the program takes for this namespace's.
+    pub(super) fn own_macs(&self) -> Result<BTreeSet<MacAddr>, TableError> {
+        self.own_macs
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(|source| TableError::read(names::OWN_MACS, source))
+    }
+
+    /// All claimants that the program remembers.
+    fn claimants(&self) -> Result<Hashed<ClaimantKey, Claimant>, TableError> {
+        // The program goes on changing the map, and a key that went begins the list anew: what was seen once is
+        // taken as it was last, and the list ends.
+        self.claimants
+            .iter()
+            .take(2 * arpwarden_common::abi::MAX_CLAIMANTS as usize)
+            .collect::<Result<_, _>>()
+            .map_err(|source| TableError::read(names::CLAIMANTS, source))
+    }
+
+    /// Frames of claimants that no event has told, by slot.
+    pub(super) fn untold(&self) -> Result<BTreeMap<u32, u64>, TableError> {
+        let mut untold = BTreeMap::new();
+        for (key, claimant) in self.claimants()? {
+            *untold.entry(key.slot).or_default() += claimant.frames.saturating_sub(claimant.told);
+        }
+        Ok(untold)
+    }
+
+    /// Forgets the claimants of all slots but these.
+    pub(super) fn forget_claimants(&mut self, but_of: impl Fn(u32) -> bool) -> Result<(), TableError> {
+        let gone: Vec<_> = self.claimants()?.into_keys().filter(|key| !but_of(key.slot)).collect();
+        for key in gone {
+            removed(self.claimants.remove(&key))
+                .map_err(|source| TableError::write(names::CLAIMANTS, source))?;
+        }
+        Ok(())
+    }
+
+    /// Counts from zero in a slot that nothing leads to.
+    fn clear(&mut self, slot: u32) -> Result<(), TableError> {
+        let failed = |source| TableError::write(names::ADDRESS_COUNTERS, source);
+        let cpus = nr_cpus().map_err(|(_, error)| failed(MapError::IoError(error)))?;
+        let zeros = PerCpuValues::try_from(vec![AddressCounters::default(); cpus])
+            .map_err(|error| failed(MapError::IoError(error)))?;
+        self.address_counters.set(slot, zeros, 0).map_err(failed)?;
+        if let Some(record) = self.records.get(slot) {
+            record.clear();
+        }
+        Ok(())
+    }
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &'static str) -> Result<T, LoadError> {
+    let shape = |source| LoadError::Shape { map, source };
+    let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
+    T::try_from(Map::from_map_data(data).map_err(shape)?).map_err(shape)
+}
+
+fn mapped<T: Shared>(pins: &Pins, map: &'static str, count: u32) -> Result<(Mapped<T>, u32), LoadError>
+where
+    T::Plain: aya::Pod,
+{
+    let shape = |source| LoadError::Shape { map, source };
+    let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
+    let info = data.info().map_err(shape)?;
+    let array = Array::<_, T::Plain>::try_from(Map::from_map_data(data).map_err(shape)?).map_err(shape)?;
+    if array.len() != count {
+        return Err(LoadError::Incomplete { lacks: map });
+    }
+    // The typed handle has seen to the size of the values; the mapping wants the descriptor.
+    drop(array);
+    let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
+    let mapped = Mapped::of(&data, count).map_err(|source| LoadError::Mapping { map, source })?;
+    Ok((mapped, info.id()))
+}
+
+/// The maps as the program sees them, for the verdict.
+impl verdict::Tables for Datapath {
+    type Place = u32;
+
+    fn address(&self, key: &AddressKey) -> Option<Entry> {
+        let standing = self.standing(key)?;
+        let may_answer = standing.may_answer(|| clock::now().0);
+        Some(Entry { place: *self.installed.get(key)?, word: standing.word, may_answer })
+    }
+
+    fn is_own(&self, mac: MacAddr) -> bool {
+        self.own.contains(&mac)
+    }
+}
+
+impl Datapath {
+    /// Makes the program act on frames that come in on `index`, in the name of `port`.
+    ///
+    /// # Errors
+    /// All places where this port can be are taken: four others have indices just like it.
+    pub fn set_port(&mut self, index: u32, port: Port) -> Result<(), TableError> {
+        let failed = |source| TableError::write(names::PORTS, source);
+        let place = match self.port_place(index, index)? {
+            Some(place) => place,
+            None => self
+                .port_place(index, PortPlace::VACANT.index)?
+                // As the kernel says it of a hash.
+                .ok_or_else(|| {
+                    let io_error = io::Error::from_raw_os_error(libc::E2BIG);
+                    failed(SyscallError { call: "bpf_map_update_elem", io_error }.into())
+                })?,
+        };
+        self.tables.ports.set(place, PortPlace { port, index, pad: 0 }, 0).map_err(failed)
+    }
+
+    /// Makes the program pass and count frames that come in on `index`; done already if it does.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove_port(&mut self, index: u32) -> Result<(), TableError> {
+        let Some(place) = self.port_place(index, index)? else { return Ok(()) };
+        self.tables
+            .ports
+            .set(place, PortPlace::VACANT, 0)
+            .map_err(|source| TableError::write(names::PORTS, source))
+    }
+
+    /// The first of the places for the port `index` that holds the port `there`.
+    fn port_place(&self, index: u32, there: u32) -> Result<Option<u32>, TableError> {
+        for candidate in PortPlace::candidates(index) {
+            let place = self
+                .tables
+                .ports
+                .get(&candidate, 0)
+                .map_err(|source| TableError::read(names::PORTS, source))?;
+            if place.index == there {
+                return Ok(Some(candidate));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells the program which MACs are this namespace's; writes only the difference, new ones first.
+    ///
+    /// # Errors
+    /// More than [`arpwarden_common::abi::MAX_OWN_MACS`]. What was written stays; another call goes on from there.
+    pub fn set_own_macs(&mut self, macs: &BTreeSet<MacAddr>) -> Result<(), TableError> {
+        let failed = |source| TableError::write(names::OWN_MACS, source);
+        for &mac in macs {
+            if !self.own.contains(&mac) {
+                self.tables.own_macs.insert(mac, 1, 0).map_err(failed)?;
+                self.own.insert(mac);
+            }
+        }
+        for mac in self.own.difference(macs).copied().collect::<Vec<_>>() {
+            removed(self.tables.own_macs.remove(&mac)).map_err(failed)?;
+            self.own.remove(&mac);
+        }
+        Ok(())
+    }
+
+    /// Makes an address known to the program, with `word` from the first frame on, without lease and group, and gives
+    /// its slot. An address that is known already only gets the new word.
+    ///
+    /// # Errors
+    /// All [`MAX_ADDRESSES`] slots are taken, or the kernel refuses.
+    pub fn install(&mut self, key: AddressKey, word: StateWord) -> Result<u32, InstallError> {
+        if let Some(&slot) = self.installed.get(&key) {
+            self.store_in(slot, word);
+            return Ok(slot);
+        }
+        let failed = |source| InstallError::Table { key, source };
+        if self.free.is_empty() {
+            self.recover_left_slots().map_err(failed)?;
+        }
+        let Some(slot) = self.free.pop_front() else { return Err(InstallError::Full { key }) };
+        match self.lead_to(slot, key, word) {
+            Ok(()) => {
+                self.installed.insert(key, slot);
+                Ok(slot)
+            }
+            Err(source) => {
+                self.store_in(slot, StateWord::VACANT);
+                let unhinted = self.hint(&key, |slots| slots.retain(|there| *there != slot));
+                // A slot that something still leads to is not free.
+                if removed(self.tables.addresses.remove(&key)).is_ok() && unhinted.is_ok() {
+                    self.free.push_front(slot);
+                }
+                Err(failed(source))
+            }
+        }
+    }
+
+    fn lead_to(&mut self, slot: u32, key: AddressKey, word: StateWord) -> Result<(), TableError> {
+        // An earlier address's `fallen` would silence this one, its `defended_ns` would forbid a defence.
+        self.tables.clear(slot)?;
+        // Before anything leads to it, and before the word: whoever finds the word finds its address.
+        if let Some(place) = self.tables.slots.get(slot) {
+            place.fill(&key, word);
+        }
+        self.tables
+            .addresses
+            .insert(key, slot, 0)
+            .map_err(|source| TableError::write(names::ADDRESSES, source))?;
+        self.hint(&key, |slots| slots.push(slot))
+    }
+
+    /// Makes slots usable that addresses have left: the claimants of those are forgotten.
+    pub(super) fn recover_left_slots(&mut self) -> Result<(), TableError> {
+        if self.left.is_empty() {
+            return Ok(());
+        }
+        let left: BTreeSet<u32> = self.left.iter().copied().collect();
+        self.tables.forget_claimants(|slot| !left.contains(&slot))?;
+        self.free.append(&mut self.left);
+        Ok(())
+    }
+
+    /// Stores the word of an address: one store, seen from the next frame on.
+    ///
+    /// # Errors
+    /// The address is not known to the program.
+    pub fn store(&mut self, key: &AddressKey, word: StateWord) -> Result<(), UnknownAddress> {
+        let slot = self.slot(key)?;
+        self.store_in(slot, word);
+        Ok(())
+    }
+
+    fn store_in(&self, slot: u32, word: StateWord) {
+        if let Some(place) = self.tables.slots.get(slot) {
+            place.store(word);
+        }
+    }
+
+    fn slot(&self, key: &AddressKey) -> Result<u32, UnknownAddress> {
+        self.installed.get(key).copied().ok_or(UnknownAddress { key: *key })
+    }
+
+    /// Sets the end of an address's lease: CLOCK_BOOTTIME in nanoseconds, at most one jiffy before what it stands for
+    /// (the program's clock may be that late); 0 for no lease.
+    ///
+    /// # Errors
+    /// The address is not known to the program.
+    pub fn store_lease(&mut self, key: &AddressKey, until_ns: u64) -> Result<(), UnknownAddress> {
+        let slot = self.slot(key)?;
+        if let Some(place) = self.tables.slots.get(slot) {
+            place.lease_until_ns.store(until_ns, std::sync::atomic::Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Stores a group: all its addresses flip with the next frame. `number` is 1..[`MAX_GROUPS`]; 0 stands for none and
+    /// is never looked at. Says whether there is such a group.
+    pub fn set_group(&mut self, number: u32, group: Group) -> bool {
+        let Some(place) = self.tables.groups.get(number).filter(|_| number != 0) else { return false };
+        place.store(group);
+        true
+    }
+
+    /// What is stored for a group; `None` if there is no such group.
+    pub fn group(&self, number: u32) -> Option<Group> {
+        self.tables.groups.get(number).map(SharedGroup::read)
+    }
+
+    /// Puts an address into a group (0: into none).
+    ///
+    /// # Errors
+    /// The address is not known to the program.
+    pub fn set_slot_group(&mut self, key: &AddressKey, number: u32) -> Result<(), UnknownAddress> {
+        let slot = self.slot(key)?;
+        if let Some(place) = self.tables.slots.get(slot) {
+            place.group.store(number, std::sync::atomic::Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Says that the daemon lives and has looked at the world, which arms the program's defence. `now_ns` is
+    /// CLOCK_BOOTTIME in nanoseconds, `slept_ns` how long the machine has slept since it booted.
+    pub fn beat(&mut self, now_ns: u64, slept_ns: u64) {
+        if let Some(control) = self.tables.control() {
+            control.beat(now_ns, slept_ns);
+        }
+    }
+
+    /// Takes the permit to defend an address at `now_ns` (CLOCK_BOOTTIME in nanoseconds). It is refused if the latest
+    /// defence, whoever made it, is younger than `interval_ns`, if the program takes it at this moment, or if the
+    /// address is not known.
+    pub fn take_defence(&mut self, key: &AddressKey, now_ns: u64, interval_ns: u64) -> bool {
+        let record = self.installed.get(key).and_then(|slot| self.tables.records.get(*slot));
+        record.is_some_and(|record| record.take_defence(now_ns, interval_ns))
+    }
+
+    /// What the program knows of an address since it was installed; `None` if it doesn't know it.
+    pub fn record(&self, key: &AddressKey) -> Option<Record> {
+        Some(self.tables.records.get(*self.installed.get(key)?)?.read())
+    }
+
+    /// The hosts that asked for an address lately, the latest first.
+    pub fn askers(&self, key: &AddressKey) -> Vec<Asker> {
+        let askers = self.record(key).map(|record| record.askers).unwrap_or_default();
+        let mut askers: Vec<_> = askers.into_iter().filter(|asker| !asker.mac.is_zero()).collect();
+        askers.sort_by_key(|asker| std::cmp::Reverse(asker.seen_ns));
+        askers
+    }
+
+    /// Makes the program forget an address; done already if it doesn't know it.
+    ///
+    /// # Errors
+    /// The kernel's; the address is treated as unmanaged all the same, and its slot is not used again.
+    pub fn remove(&mut self, key: &AddressKey) -> Result<(), TableError> {
+        let Some(slot) = self.installed.remove(key) else { return Ok(()) };
+        let unhinted = self.hint(key, |slots| slots.retain(|there| *there != slot));
+        let unlinked = removed(self.tables.addresses.remove(key));
+        self.store_in(slot, StateWord::VACANT);
+        unlinked.map_err(|source| TableError::write(names::ADDRESSES, source)).and(unhinted)?;
+        self.left.push_back(slot);
+        Ok(())
+    }
+
+    /// Changes which slots have the address's hint, and writes that hint.
+    fn hint(&mut self, key: &AddressKey, change: impl FnOnce(&mut Vec<u32>)) -> Result<(), TableError> {
+        let place = Hint::place(key.address);
+        let slots = self.hinted.entry(place).or_default();
+        change(slots);
+        let hint = hint_of(slots);
+        if slots.is_empty() {
+            self.hinted.remove(&place);
+        }
+        self.tables.hints.set(place, hint, 0).map_err(|source| TableError::write(names::HINTS, source))
+    }
+
+    /// What decides now whether the program answers for an address; `None` if it doesn't know it.
+    pub fn standing(&self, key: &AddressKey) -> Option<Standing> {
+        let slot = *self.installed.get(key)?;
+        let place = self.tables.slots.get(slot)?;
+        let group = place.group.load(std::sync::atomic::Ordering::Relaxed);
+        Some(Standing {
+            word: place.word(),
+            fallen: self.tables.records.get(slot)?.read().fallen,
+            lease_until_ns: place.lease_until_ns.load(std::sync::atomic::Ordering::Acquire),
+            group: if group == 0 { Group::NONE } else { self.group(group).unwrap_or_default() },
+        })
+    }
+
+    /// What the program has counted, over all CPUs, by the number of [`Counter`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn counters(&self) -> Result<[u64; Counter::ALL.len()], TableError> {
+        let mut sums = [0; Counter::ALL.len()];
+        for (sum, index) in sums.iter_mut().zip(0..) {
+            let values = self
+                .tables
+                .counters
+                .get(&index, 0)
+                .map_err(|source| TableError::read(names::COUNTERS, source))?;
+            *sum = values.iter().fold(0_u64, |sum, value| sum.wrapping_add(*value));
+        }
+        Ok(sums)
+    }
+
+    /// What the program knows of an address and has counted since it was installed; `None` if it doesn't know it.
+    pub fn address_counters(&self, key: &AddressKey) -> Option<(Record, AddressCounters)> {
+        let slot = self.installed.get(key)?;
+        match self.tables.address_counters.get(slot, 0) {
+            Ok(per_cpu) => {
+                let sum = per_cpu.iter().fold(AddressCounters::default(), |sum, cpu| AddressCounters {
+                    answered: sum.answered.wrapping_add(cpu.answered),
+                    shielded: sum.shielded.wrapping_add(cpu.shielded),
+                });
+                Some((self.record(key)?, sum))
+            }
+            Err(source) => {
+                let error = TableError::read(names::ADDRESS_COUNTERS, source);
+                warn!(address = %key.address, "{}", Chain(&error));
+                None
+            }
+        }
+    }
+}
+
+/// The hint of a place that these slots share.
+pub(super) fn hint_of(slots: &[u32]) -> Hint {
+    match *slots {
+        [] => Hint::NONE,
+        [slot] => Hint::slot(slot),
+        [_, _, ..] => Hint::MANY,
+    }
+}
+
+/// A key that wasn't there is removed.
+pub(super) fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        other => other,
+    }
+}

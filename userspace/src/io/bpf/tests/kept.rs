@@ -1,0 +1,420 @@
+//! What stays when a daemon goes, and what the next one makes of it.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use arpwarden_common::{
+    abi::{Group, Hint},
+    names,
+    state::Policy,
+};
+use aya::maps::Array;
+
+use super::{
+    super::{pins::LinkName, sys},
+    wire::{NEIGHBOUR, Wire},
+    *,
+};
+
+/// The MAC of the interface of this name.
+fn mac_of(name: &str) -> MacAddr {
+    link_now(index_of(name)).unwrap().unwrap().mac.unwrap()
+}
+
+fn index_of(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}
+
+/// An address on `a`.
+fn on_a(number: u32) -> AddressKey {
+    AddressKey { interface: index_of("a"), ..key(number) }
+}
+
+fn word(state: State, flags: u8, generation: u8) -> StateWord {
+    StateWord::new(mac_of("a"), state, flags, generation)
+}
+
+/// Makes a datapath answer on `a`.
+fn carry(datapath: &mut Datapath) {
+    let (index, mac) = (index_of("a"), mac_of("a"));
+    datapath.set_port(index, Port::accepting(mac, index)).unwrap();
+    datapath.set_own_macs(&BTreeSet::from([mac])).unwrap();
+    datapath.attach(index, "a", Mode::Generic).unwrap();
+}
+
+#[test]
+fn what_is_dropped_goes_on_answering_and_is_taken_over() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let (scratch, wire) = (Scratch::new(), Wire::on("b"));
+    let mut first = scratch.begin();
+    carry(&mut first);
+    let online = word(State::Online, StateWord::LOCAL | Policy::Hold.flags(), 7);
+    let watched = word(State::Watched, 0, 0);
+    let slots = [(5, online), (6, watched), (0x1_0005, online)]
+        .map(|(number, word)| (number, word, first.install(on_a(number), word).unwrap()));
+    first.store_lease(&on_a(5), u64::MAX).unwrap();
+    first.set_slot_group(&on_a(6), 3).unwrap();
+    assert!(first.set_group(3, Group { word: Group::ANSWERS, lease_until_ns: 99 }));
+    first.beat(1_234, 56);
+    assert!(wire.asks(on_a(5).address));
+    wire.send(&Outgoing::announcement(NEIGHBOUR, NEIGHBOUR, Vlan::UNTAGGED, on_a(6).address));
+    first.keep();
+
+    assert!(wire.asks(on_a(5).address));
+    assert!(!wire.asks(on_a(6).address));
+
+    let (mut second, left) = scratch.adopt();
+    let expected: Vec<_> = slots
+        .map(|(number, word, slot)| {
+            let lease_until_ns = if number == 5 { u64::MAX } else { 0 };
+            (on_a(number), slot, word, lease_until_ns, if number == 6 { 3 } else { 0 })
+        })
+        .into_iter()
+        .collect();
+    let found: Vec<_> = left
+        .addresses
+        .iter()
+        .map(|kept| (kept.key, kept.slot, kept.word, kept.lease_until_ns, kept.group))
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
+    assert_eq!(left.heartbeat_ns, 1_234);
+    let guard = second.ids.guard.is_some();
+    let live = KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard, state: LinkState::Live };
+    assert_eq!(left.links, [live]);
+    assert_eq!(second.group(3), Some(Group { word: Group::ANSWERS, lease_until_ns: 99 }));
+    assert_eq!(second.verify(index_of("a")).unwrap(), Presence { xdp: true, guard: true });
+    let again = second.attach(index_of("a"), "a", Mode::Generic);
+    assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
+
+    // It is in charge of all of it: the words, what was counted, the slots, the hints, the MACs.
+    assert!(wire.asks(on_a(5).address));
+    assert_eq!(second.address_counters(&on_a(5)).unwrap().1.answered, 3);
+    second.store(&on_a(5), word(State::Yielding, 0, 7)).unwrap();
+    assert!(!wire.asks(on_a(5).address));
+    second.remove(&on_a(5)).unwrap();
+    assert!(wire.asks(on_a(0x1_0005).address));
+    let slot = second.install(on_a(8), online).unwrap();
+    assert!(slots.iter().all(|(_, _, taken)| *taken != slot));
+    assert!(wire.asks(on_a(8).address));
+    assert_eq!(second.own, BTreeSet::from([mac_of("a")]));
+    second.remove_all().unwrap();
+    assert_eq!(link_now(index_of("a")).unwrap().unwrap().xdp, None);
+    assert!(!scratch.0.exists());
+    assert!(!wire.asks(on_a(8).address));
+}
+
+#[test]
+fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
+    for mode in [Mode::Generic, Mode::Native] {
+        if !own_network::with_mounts(&PAIR) {
+            return;
+        }
+        let (scratch, peer) = (Scratch::new(), Scratch::new());
+        let mut datapath = scratch.begin();
+        carry(&mut datapath);
+        let mut peer = peer.begin();
+        if mode == Mode::Native {
+            datapath.detach(index_of("a")).unwrap();
+            datapath.attach(index_of("a"), "a", mode).unwrap();
+            // Native answers of a veth reach a peer that has a program as well.
+            peer.attach(index_of("b"), "b", Mode::Native).unwrap();
+        }
+        datapath.install(on_a(5), word(State::Online, StateWord::LOCAL, 1)).unwrap();
+        drop(datapath);
+        let flood = Wire::on("b").flood(on_a(5).address);
+        let mut programs = BTreeSet::new();
+        for _ in 0..10 {
+            let (datapath, left) = scratch.adopt();
+            assert_eq!(left.links[0].xdp, Some(mode));
+            programs.insert(link_now(index_of("a")).unwrap().unwrap().xdp.unwrap().id);
+            datapath.keep();
+        }
+        let (requests, answers) = flood.end();
+        assert_eq!(programs.len(), 10);
+        assert!(requests > 1_000, "{requests}");
+        assert_eq!(answers, requests);
+        peer.remove_all().unwrap();
+    }
+}
+
+/// Puts a map of another size in the place of a pinned one.
+fn replace_pin(pins: &Pins, map: &str) {
+    let other = Array::<_, u64>::create(3, 0).unwrap();
+    fs::remove_file(pins.map(map)).unwrap();
+    other.pin(pins.map(map)).unwrap();
+}
+
+#[test]
+fn a_changed_layout_is_refused_in_words_and_goes_on_answering() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let (scratch, wire) = (Scratch::new(), Wire::on("b"));
+    let mut datapath = scratch.begin();
+    carry(&mut datapath);
+    datapath.install(on_a(5), word(State::Online, StateWord::LOCAL, 1)).unwrap();
+    let refused = |reason: &str| {
+        let error = Datapath::open(&scratch.0, 0).err().expect("refused").to_string();
+        assert!(error.contains(reason) && error.contains("unload"), "{error}");
+        assert!(scratch.0.left().is_err());
+        assert!(wire.asks(on_a(5).address));
+        assert_eq!(scratch.0.link_names().unwrap()[0], LinkName::Xdp(index_of("a")));
+    };
+
+    let layout = |version: u64| {
+        datapath.tables.control().unwrap().layout.store(version, Ordering::Relaxed);
+    };
+    layout(u64::from(abi::ABI_VERSION) + 1);
+    refused("has layout version");
+    layout(0);
+    refused("never finished");
+    layout(abi::ABI_VERSION.into());
+    replace_pin(&scratch.0, names::RECORDS);
+    refused("RECORDS");
+    fs::remove_file(scratch.0.map(names::RECORDS)).unwrap();
+    refused("RECORDS");
+    replace_pin(&scratch.0, names::CONTROL);
+    refused("CONTROL");
+    drop(datapath);
+
+    scratch.0.unload().unwrap();
+    assert!(!wire.asks(on_a(5).address));
+    assert_eq!(link_now(index_of("a")).unwrap().unwrap().xdp, None);
+}
+
+#[test]
+fn a_beginning_without_anything_attached_is_begun_anew() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let datapath = scratch.begin();
+    datapath.tables.control().unwrap().layout.store(0, Ordering::Relaxed);
+    drop(datapath);
+    drop(scratch.begin());
+    // A clean-up that was interrupted: the maps' pins go in any order, but this one goes first.
+    fs::remove_file(scratch.0.map(names::CONTROL)).unwrap();
+    drop(scratch.begin());
+    for map in names::PINNED.iter().skip(3) {
+        fs::remove_file(scratch.0.map(map)).unwrap();
+    }
+    drop(scratch.begin());
+    // Pinned, and nothing attached: taken over.
+    let (_datapath, left) = scratch.adopt();
+    assert_eq!(left, Leftover::default());
+}
+
+#[test]
+fn a_link_whose_interface_has_gone_is_dead_and_unpinned() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.begin();
+    carry(&mut datapath);
+    let index = index_of("a");
+    drop(datapath);
+    own_network::ip("link del dev a");
+    let (mut datapath, left) = scratch.adopt();
+    let state = LinkState::Dead("the interface has gone".to_owned());
+    assert_eq!(left.links, [KeptLink { index, xdp: None, guard: false, state }]);
+    assert_eq!(scratch.0.link_names().unwrap(), []);
+    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+    let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
+    assert!(matches!(error, AttachError::NoSuchInterface { .. }), "{error:?}");
+    datapath.detach(index).unwrap();
+}
+
+#[test]
+fn an_interface_in_another_namespace_is_let_go() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.begin();
+    carry(&mut datapath);
+    let index = index_of("a");
+    drop(datapath);
+    let mut other = Command::new("unshare").args(["--net", "sleep", "60"]).spawn().unwrap();
+    let there = |path: PathBuf| fs::read_link(path).unwrap();
+    let ours = there("/proc/thread-self/ns/net".into());
+    own_network::wait_until("a namespace", || there(format!("/proc/{}/ns/net", other.id()).into()) != ours);
+    own_network::ip(&format!("link set dev a netns {}", other.id()));
+    let (_datapath, left) = scratch.adopt();
+    let [link] = &left.links[..] else { panic!("{:?}", left.links) };
+    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("namespace")), "{link:?}");
+    assert_eq!((link.index, link.xdp, link.guard), (index, None, false));
+    assert_eq!(scratch.0.link_names().unwrap(), []);
+    let output = Command::new("nsenter")
+        .args(["--net", "-t", &other.id().to_string(), "ip", "link"])
+        .output()
+        .unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("a@") && !shown.contains("xdp"), "{shown}");
+}
+
+#[test]
+fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let (scratch, theirs) = (Scratch::new(), Scratch::new());
+    let index = index_of("a");
+    let mut datapath = scratch.begin();
+    carry(&mut datapath);
+    sys::Link::open(&scratch.0.link(LinkName::Xdp(index))).unwrap().detach().unwrap();
+    assert!(!datapath.verify(index).unwrap().xdp);
+    let mut theirs = theirs.begin();
+    theirs.attach(index, "a", Mode::Generic).unwrap();
+    let there = link_now(index).unwrap().unwrap().xdp;
+    drop(datapath);
+
+    let (mut datapath, left) = scratch.adopt();
+    let [link] = &left.links[..] else { panic!("{:?}", left.links) };
+    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("from outside")), "{link:?}");
+    assert_eq!(link.xdp, None);
+    let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
+    assert!(matches!(error, AttachError::Foreign { .. }), "{error:?}");
+    assert_eq!(link_now(index).unwrap().unwrap().xdp, there);
+    theirs.remove_all().unwrap();
+    datapath.attach(index, "a", Mode::Generic).unwrap();
+    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+}
+
+#[test]
+fn what_an_interrupted_change_has_left_is_put_right() {
+    if !own_network::with_mounts(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
+    let slots = [5, 6, 7, 8].map(|number| datapath.install(key(number), online(1)).unwrap());
+    let tables = &mut datapath.tables;
+    // An address whose slot is vacant, one whose slot is another's, one that is out of range.
+    tables.slots.get(slots[0]).unwrap().store(StateWord::VACANT);
+    tables.addresses.insert(key(9), slots[1], 0).unwrap();
+    tables.addresses.insert(key(10), MAX_ADDRESSES, 0).unwrap();
+    // A slot that only a hint leads to, one that nothing leads to, a hint that leads nowhere, one that is missing.
+    tables.addresses.remove(&key(7)).unwrap();
+    tables.slots.get(900).unwrap().fill(&key(11), online(1));
+    tables.hints.set(Hint::place(key(12).address), Hint::MANY, 0).unwrap();
+    tables.hints.set(Hint::place(key(8).address), Hint::NONE, 0).unwrap();
+    assert_eq!(show(&mut datapath, &who_has(7)), TX);
+    assert_eq!(show(&mut datapath, &who_has(8)), PASS);
+    drop(datapath);
+
+    let (mut datapath, left) = scratch.adopt();
+    let keys: Vec<_> = left.addresses.iter().map(|kept| (kept.key, kept.slot)).collect();
+    assert_eq!(keys, [(key(6), slots[1]), (key(8), slots[3])]);
+    for (number, action) in [(5, PASS), (6, TX), (7, PASS), (8, TX), (9, PASS), (10, PASS), (11, PASS)] {
+        assert_eq!(show(&mut datapath, &who_has(number)), action, "{number}");
+    }
+    assert_eq!(datapath.tables.addresses.keys().count(), 2);
+    assert_eq!(datapath.tables.hints.get(&Hint::place(key(12).address), 0).unwrap(), Hint::NONE);
+    assert_eq!(datapath.free.len(), MAX_ADDRESSES as usize - 2);
+    for number in [5, 7, 9, 11] {
+        datapath.install(key(number), online(2)).unwrap();
+        assert_eq!(show(&mut datapath, &who_has(number)), TX, "{number}");
+    }
+}
+
+#[test]
+fn frames_that_no_event_has_told_are_known_to_the_next_one() {
+    if !own_network::with_mounts(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
+    datapath.install(key(5), online(1)).unwrap();
+    datapath.install(key(6), online(1)).unwrap();
+    // Repeats of one claimant are folded: of a thousand in a second a few are told.
+    for _ in 0..1_000 {
+        show(&mut datapath, &claim(5));
+    }
+    let mut events = datapath.take_events();
+    let told: u64 = std::iter::from_fn(|| events.next()).map(|event| event.unwrap().count).sum();
+    assert!((1..1_000).contains(&told), "{told}");
+    drop((events, datapath));
+    let (_datapath, left) = scratch.adopt();
+    let untold: Vec<_> = left.addresses.iter().map(|kept| kept.untold).collect();
+    assert_eq!(untold, [1_000 - told, 0]);
+}
+
+#[test]
+fn the_permit_to_defend_is_given_once_an_interval_and_written_down() {
+    if !own_network::with_mounts(&[]) {
+        return;
+    }
+    const INTERVAL: u64 = 10_000;
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
+    assert!(!datapath.take_defence(&key(5), 1, INTERVAL));
+    datapath.install(key(5), online(1)).unwrap();
+    let mut given = Vec::new();
+    for now in (1_000..120_000).step_by(1_000) {
+        if datapath.take_defence(&key(5), now, INTERVAL) {
+            given.push(now);
+        }
+    }
+    assert_eq!(given, (1_000..120_000).step_by(10_000).collect::<Vec<_>>());
+    let record = datapath.record(&key(5)).unwrap();
+    assert_eq!(record.defended_ns, 111_000);
+    let mut moves = record.moves_ns;
+    moves.sort_unstable();
+    assert_eq!(moves[..], given[given.len() - abi::MOVES..]);
+    // The program's clock may be a jiffy behind: then its defence is younger than now.
+    assert!(!datapath.take_defence(&key(5), 110_999, INTERVAL));
+    // The next address in the slot begins anew.
+    datapath.remove(&key(5)).unwrap();
+    datapath.free.clear();
+    datapath.install(key(6), online(1)).unwrap();
+    assert_eq!(datapath.record(&key(6)).unwrap().defended_ns, 0);
+    assert!(datapath.take_defence(&key(6), 112_000, INTERVAL));
+}
+
+#[test]
+fn silence_is_for_all_but_watched_addresses_and_needs_no_daemon() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let (scratch, wire) = (Scratch::new(), Wire::on("b"));
+    let mut datapath = scratch.begin();
+    carry(&mut datapath);
+    datapath.install(on_a(5), word(State::Online, StateWord::LOCAL | Policy::Hold.flags(), 9)).unwrap();
+    datapath.install(on_a(6), word(State::Watched, 0, 0)).unwrap();
+    drop(datapath);
+    scratch.0.silence().unwrap();
+    assert!(!wire.asks(on_a(5).address));
+    let left = scratch.0.left().unwrap().unwrap();
+    let words: Vec<_> = left.addresses.iter().map(|kept| kept.word).collect();
+    assert_eq!(words, [word(State::Yielding, StateWord::LOCAL, 9), word(State::Watched, 0, 0)]);
+    scratch.0.unload().unwrap();
+    assert_eq!(scratch.0.left().unwrap(), None);
+    scratch.0.silence().unwrap();
+    scratch.0.unload().unwrap();
+}
+
+#[test]
+fn pins_that_process_1_does_not_see_are_warned_of() {
+    if !own_network::with_mounts(&[]) {
+        return;
+    }
+    assert_eq!(Pins::at("/proc/arpwarden").vanish(), None);
+    let private = std::env::temp_dir().join(format!("awi-bpffs-{}", std::process::id()));
+    fs::create_dir(&private).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("bpf"), &private, Some("bpf"), flags, None::<&str>).unwrap();
+    let pins = Pins::at(private.join("arpwarden/test"));
+    let warning = pins.vanish();
+    drop(Datapath::open(&pins, 0).unwrap());
+    pins.unload().unwrap();
+    nix::mount::umount(&private).unwrap();
+    fs::remove_dir(&private).unwrap();
+    assert!(warning.unwrap().contains("process 1"));
+    let error = Datapath::open(&Pins::at("/tmp/arpwarden-none"), 0).err().unwrap();
+    assert!(matches!(error, LoadError::Pins { source: PinsError::NotBpffs { .. } }), "{error:?}");
+}
