@@ -529,9 +529,7 @@ impl Model {
         match kind {
             Kind::Claim => {
                 let defend = dice.one_of(&[Defend::Hold, Defend::Hold, Defend::Once, Defend::Yield]);
-                let (defend, leased) = (defend, dice.chance(40));
-                let (defend, leased) =
-                    if std::env::var("TODAY").is_ok() { (Defend::Hold, false) } else { (defend, leased) };
+                let leased = dice.chance(40);
                 Step::Claim { node, address, way, defend, leased }
             }
             Kind::ClaimTaken => Step::ClaimTaken { node, address, way },
