@@ -122,3 +122,43 @@ pub fn react(
     }
     if armed && due(defended_ns, now_ns) && !spent() { Reaction::Defend } else { Reaction::Nothing }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{abi::Group, net::MacAddr, state::State};
+
+    const HOUR: u64 = 3_600_000_000_000;
+
+    fn armed_with(lease_until_ns: u64, control: Control, boot_ns: u64, monotonic_ns: u64) -> bool {
+        let word = StateWord::new(MacAddr::BROADCAST, State::Online, 0, 1);
+        let standing = Standing { word, fallen: 0, lease_until_ns, group: Group::NONE };
+        armed(&standing, &control, Clocks { boot_ns, monotonic_ns })
+    }
+
+    #[test]
+    fn two_clocks_read_in_either_order_are_no_sleep() {
+        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 90 };
+        for monotonic_ns in [HOUR + 500, HOUR, HOUR - 500] {
+            assert!(armed_with(0, control, HOUR, monotonic_ns));
+        }
+        let slept = Control { slept_ns: HOUR, ..control };
+        assert!(armed_with(0, slept, HOUR, 500) && armed_with(0, slept, HOUR, 0));
+    }
+
+    #[test]
+    fn a_sleep_since_the_heartbeat_disarms_although_a_lease_stands() {
+        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 0 };
+        assert!(armed_with(2 * HOUR, control, HOUR, HOUR));
+        assert!(!armed_with(2 * HOUR, control, HOUR, HOUR - 2 * Control::SLEEP_NS));
+    }
+
+    #[test]
+    fn without_a_lease_a_heartbeat_arms_for_as_long_as_it_lasts() {
+        let control = Control { layout: 0, heartbeat_ns: HOUR, slept_ns: 0 };
+        let at = |boot_ns| armed_with(0, control, boot_ns, boot_ns);
+        assert!(at(HOUR - 1) && at(HOUR + Control::HEARTBEAT_LASTS_NS - 1));
+        assert!(!at(HOUR + Control::HEARTBEAT_LASTS_NS));
+        assert!(!armed_with(0, Control::default(), HOUR, HOUR));
+    }
+}

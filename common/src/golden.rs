@@ -4,6 +4,8 @@
 //!
 //! What is expected is written down here and built byte by byte; nothing in this file calls the code under test.
 
+pub mod guard;
+
 use crate::{
     abi::{AddressKey, Asker, Control, Counter, Event, EventKind, Group, Port, Record, Slot},
     net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
@@ -143,7 +145,7 @@ const STANDS: u64 = u64::MAX;
 pub const NOW: u64 = 1_000 * SECOND_NS;
 const SECOND_NS: u64 = 1_000_000_000;
 /// How far a world's past goes back, in nanoseconds.
-pub const PAST_NS: u64 = 31 * SECOND_NS;
+pub const PAST_NS: u64 = 60 * SECOND_NS;
 /// How long the machine has slept since it booted, at [`NOW`].
 pub const SLEPT_NS: u64 = 7 * SECOND_NS;
 /// Moves, and seconds.
@@ -197,6 +199,20 @@ impl Column {
 
     const fn observed(self) -> Self {
         Self { observed: true, ..self }
+    }
+
+    /// Name for messages.
+    fn title(&self) -> String {
+        let Self { name, state, local, lease_until_ns, .. } = *self;
+        let state = state.map_or("unmanaged", State::name);
+        let local = if local { ", local" } else { "" };
+        let lease = match lease_until_ns {
+            0 => "",
+            PAST => ", lease past",
+            _ => ", lease stands",
+        };
+        let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+        format!("{state}{local}{lease}{name}")
     }
 
     /// What the program remembers of the address.
@@ -707,16 +723,7 @@ pub struct Row {
 impl Row {
     /// Name for messages.
     pub fn name(&self) -> String {
-        let Column { name, state, local, lease_until_ns, .. } = self.column;
-        let state = state.map_or("unmanaged", State::name);
-        let local = if local { ", local" } else { "" };
-        let lease = match lease_until_ns {
-            0 => "",
-            PAST => ", lease past",
-            _ => ", lease stands",
-        };
-        let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
-        format!("{:?}, {state}{local}{lease}{name}, tags {:?}: {}", self.kind, self.tags, self.why)
+        format!("{:?}, {}, tags {:?}: {}", self.kind, self.column.title(), self.tags, self.why)
     }
 
     /// Checks what the claim has changed in the records that `record` reads, beside the counts: what it was met with, at
@@ -827,7 +834,9 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         pad: 0,
         pad_end: 0,
     });
-    let world = world(kind, column, address_vlan);
+    let flags = if kind == Kind::InactivePort { 0 } else { Port::ACCEPT };
+    let port = (kind != Kind::UnknownPort).then_some(flags);
+    let world = world(port, column, address_vlan);
     let asker =
         asks(kind).filter(|_| column.state.is_some() && vlan == address_vlan && !defended).map(|asks| {
             let follows = asks.by_unicast && first == b'A';
@@ -842,16 +851,15 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
     Row { kind, column, tags, why, frame, world, action, out, counter, sees, event, defended, asker }
 }
 
-/// What the maps hold for a frame of this kind and an address in this column and VLAN.
-fn world(kind: Kind, column: Column, vlan: Vlan) -> World {
-    let port = Port {
+/// What the maps hold for an address in this column and VLAN, and a port with these flags, if it is named.
+fn world(port: Option<u32>, column: Column, vlan: Vlan) -> World {
+    let port = port.map(|flags| Port {
         mac: MacAddr::new(PORT_MAC),
         interface: INTERFACE,
-        flags: if kind == Kind::InactivePort { 0 } else { Port::ACCEPT }
-            | if column.observed { Port::OBSERVE } else { 0 },
+        flags: flags | if column.observed { Port::OBSERVE } else { 0 },
         moves: if column.budget { BUDGET.0 } else { 0 },
         moves_window_s: if column.budget { BUDGET.1 } else { 0 },
-    };
+    });
     let managed = |address, slot, state, column: &Column| {
         let key = AddressKey { interface: INTERFACE, vlan, address: Ipv4::new(address) };
         let AddressKey { interface, vlan, address } = key;
@@ -874,7 +882,7 @@ fn world(kind: Kind, column: Column, vlan: Vlan) -> World {
             heartbeat_ns: column.heard.map_or(0, |seconds| NOW - seconds * SECOND_NS),
             slept_ns: if column.slept { SLEPT_NS - SECOND_NS } else { SLEPT_NS },
         },
-        port: (kind != Kind::UnknownPort).then_some(port),
+        port,
         own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
     }
 }

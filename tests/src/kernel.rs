@@ -1,26 +1,40 @@
-//! What the fixture asks of the kernel beside namespaces: the least XDP program, and another process's maps.
+//! What the fixture asks of the kernel beside namespaces: the least XDP program, what is attached to an interface,
+//! and another process's maps.
 
 use std::{
     fs, io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    net::Ipv4Addr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use arpwarden_common::{
-    abi::{MAX_ADDRESSES, Slot},
+    abi::{Control, Group, MAX_ADDRESSES, MAX_GROUPS, Record, Slot},
     names,
     state::{State, StateWord},
 };
-use aya::maps::MapInfo;
+use aya::maps::{MapData, MapInfo};
 
 use crate::netns::Netns;
 
 /// `bpf_cmd` of linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
-/// `BPF_PROG_TYPE_XDP` and `BPF_XDP`.
+const BPF_LINK_DETACH: libc::c_long = 34;
+/// `BPF_MAP_TYPE_ARRAY`.
+const MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_PROG_TYPE_XDP`, `BPF_XDP` and `BPF_TCX_EGRESS`.
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
+const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
@@ -76,7 +90,7 @@ impl XdpPass {
         prog_name[..name.len()].copy_from_slice(name.as_bytes());
         let program = bpf(
             BPF_PROG_LOAD,
-            &ProgLoad {
+            ProgLoad {
                 prog_type: PROG_TYPE_XDP,
                 insn_cnt: 2,
                 insns: instructions.as_ptr().addr() as u64,
@@ -110,32 +124,164 @@ fn attach(ns: &Netns, interface: &str, program: BorrowedFd<'_>, flags: u32) -> O
     let target_ifindex = ns.index_of(interface).expect("an interface to attach to");
     let prog_fd = program.as_raw_fd().cast_unsigned();
     let attributes = LinkCreate { prog_fd, target_ifindex, attach_type: ATTACH_XDP, flags };
-    ns.enter(|| bpf(BPF_LINK_CREATE, &attributes))
+    ns.enter(|| bpf(BPF_LINK_CREATE, attributes))
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &T) -> OwnedFd {
-    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
-    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
-    // keeps alive during the call; the kernel reads absent attributes as zero.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), length) };
-    assert!(number >= 0, "bpf({command}) (needs root): {}", io::Error::last_os_error());
-    // SAFETY: both commands return a new descriptor.
+/// Numbers of the programs that look at what leaves an interface (tcx), in their order.
+pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
+    #[repr(C)]
+    struct Query {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        pad: u32,
+        rest: [u64; 4],
+    }
+    let Some(target_ifindex) = ns.index_of(interface) else { return Vec::new() };
+    // As many as the kernel takes on one interface (linux/bpf_mprog.h).
+    let mut ids = [0_u32; 64];
+    let mut query = Query {
+        target_ifindex,
+        attach_type: ATTACH_TCX_EGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: ids.as_mut_ptr().addr() as u64,
+        count: 64,
+        pad: 0,
+        rest: [0; 4],
+    };
+    match ns.enter(|| call(BPF_PROG_QUERY, &mut query)) {
+        Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
+        // Nothing was ever there.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
+        Err(error) => panic!("asking for the programs on the way out of {interface}: {error}"),
+    }
+}
+
+#[repr(C)]
+struct Object {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Takes a program off its interface by its pinned link, as whoever may use bpf(2) can.
+///
+/// # Panics
+/// If it is not there.
+pub fn detach_pinned(link: &Path) {
+    let path = std::ffi::CString::new(link.as_os_str().as_bytes()).expect("a path without zero bytes");
+    let link = bpf(BPF_OBJ_GET, Object { pathname: path.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 });
+    call(BPF_LINK_DETACH, &mut link.as_raw_fd()).expect("the link is detached");
+}
+
+/// Puts an array of `entries` values of `value_size` bytes in the place of a pinned map.
+pub fn replace_pinned_map(map: &Path, value_size: u32, entries: u32) {
+    #[repr(C)]
+    struct MapCreate {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+    }
+    let new = bpf(
+        BPF_MAP_CREATE,
+        MapCreate { map_type: MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries: entries, map_flags: 0 },
+    );
+    fs::remove_file(map).unwrap_or_else(|error| panic!("{}: {error}", map.display()));
+    let path = std::ffi::CString::new(map.as_os_str().as_bytes()).expect("a path without zero bytes");
+    let bpf_fd = new.as_raw_fd().cast_unsigned();
+    call(BPF_OBJ_PIN, &mut Object { pathname: path.as_ptr().addr() as u64, bpf_fd, file_flags: 0 })
+        .unwrap_or_else(|error| panic!("pinning {}: {error}", map.display()));
+}
+
+fn bpf<T>(command: libc::c_long, mut attributes: T) -> OwnedFd {
+    let number =
+        call(command, &mut attributes).unwrap_or_else(|error| panic!("bpf({command}) (needs root): {error}"));
+    // SAFETY: the commands of all callers return a new descriptor.
     unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
 }
 
-/// The state words of a running daemon, whoever it is: its slots map, found by its number and mapped here.
-#[derive(Debug)]
-pub struct Slots {
-    at: *mut Slot,
+fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
+    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
+    // keeps alive during the call; the kernel reads absent attributes as zero.
+    let number = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), length) };
+    if number >= 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
 }
 
-// SAFETY: the mapping is valid from every thread; words are read and written atomically.
-unsafe impl Send for Slots {}
+/// Where the maps, links and programs of an instance are pinned.
+pub fn pins(instance: &str) -> PathBuf {
+    PathBuf::from("/sys/fs/bpf/arpwarden").join(instance)
+}
 
-const SLOTS_BYTES: usize = MAX_ADDRESSES as usize * size_of::<Slot>();
+/// The values of a map that can be mapped into memory.
+#[derive(Debug)]
+struct Mapped<T> {
+    at: *mut T,
+    values: usize,
+}
+
+// SAFETY: the mapping is valid from every thread; what is written in it is written atomically.
+unsafe impl<T> Send for Mapped<T> {}
+
+impl<T> Mapped<T> {
+    fn of(map: BorrowedFd<'_>, values: u32) -> Self {
+        let values = values as usize;
+        // SAFETY: no address asked for; the length is the map's, as its layout says.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                values * size_of::<T>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED, "mapping a map: {}", io::Error::last_os_error());
+        Self { at: at.cast(), values }
+    }
+
+    fn pinned(instance: &str, name: &str, values: u32) -> Self {
+        let path = pins(instance).join("maps").join(name);
+        let map = MapData::from_pin(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::of(map.fd().as_fd(), values)
+    }
+
+    fn pointer(&self, number: usize) -> *mut T {
+        assert!(number < self.values);
+        // SAFETY: inside the mapping, which holds so many values.
+        unsafe { self.at.add(number) }
+    }
+
+    fn read(&self, number: usize) -> T
+    where
+        T: Copy,
+    {
+        // SAFETY: inside the mapping; all types used are plain integers, of which every bit pattern is a value.
+        unsafe { self.pointer(number).read_volatile() }
+    }
+}
+
+impl<T> Drop for Mapped<T> {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length in `of`, and nothing borrows from it any more.
+        unsafe { libc::munmap(self.at.cast(), self.values * size_of::<T>()) };
+    }
+}
+
+/// What user space says of the addresses, mapped here: a test writes into it what the daemon would have written
+/// at that moment.
+#[derive(Debug)]
+pub struct Slots(Mapped<Slot>);
 
 impl Slots {
-    /// Those of the process `pid`.
+    /// Those of the process `pid`, whose instance is not known.
     ///
     /// # Panics
     /// If it has no such map open.
@@ -147,58 +293,123 @@ impl Slots {
             .find(|info| info.name_as_str() == Some(names::SLOTS))
             .expect("the slots map among the daemon's descriptors");
         let map = info.fd().expect("a descriptor of the slots map");
-        // SAFETY: no address asked for; the length is the map's, as its layout says.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                SLOTS_BYTES,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_fd().as_raw_fd(),
-                0,
-            )
-        };
-        assert_ne!(at, libc::MAP_FAILED, "mapping the slots: {}", io::Error::last_os_error());
-        Self { at: at.cast() }
+        Self(Mapped::of(map.as_fd(), MAX_ADDRESSES))
     }
 
-    fn slot(&self, number: usize) -> *mut Slot {
-        assert!(number < MAX_ADDRESSES as usize);
-        // SAFETY: inside the mapping, which holds MAX_ADDRESSES slots.
-        unsafe { self.at.add(number) }
+    /// Those that an instance has pinned, whether its daemon lives or not.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn pinned(instance: &str) -> Self {
+        Self(Mapped::pinned(instance, names::SLOTS, MAX_ADDRESSES))
     }
 
-    fn word(&self, number: usize) -> &AtomicU64 {
-        // SAFETY: `word` is the first, aligned field of a slot inside the mapping, which lives as long as
-        // `self`; everybody writes it in one store.
-        unsafe { AtomicU64::from_ptr((&raw mut (*self.slot(number)).word).cast()) }
+    fn word_at(&self, number: usize) -> &AtomicU64 {
+        // SAFETY: `word` is an aligned field of a slot inside the mapping, which lives as long as `self`;
+        // everybody writes it in one store.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.0.pointer(number)).word) }
+    }
+
+    /// The number of the slot of an address.
+    ///
+    /// # Panics
+    /// If it is in none.
+    pub fn number_of(&self, address: Ipv4Addr) -> usize {
+        (0..MAX_ADDRESSES as usize)
+            .find(|&number| {
+                let slot = self.0.read(number);
+                StateWord::from_bits(slot.word).state().is_some() && slot.address == address.into()
+            })
+            .unwrap_or_else(|| panic!("{address} is in no slot"))
+    }
+
+    /// The state in this slot; `None` for a vacant one.
+    pub fn state_at(&self, number: usize) -> Option<State> {
+        StateWord::from_bits(self.word_at(number).load(Ordering::Acquire)).state()
+    }
+
+    /// The state of an address as the program sees it.
+    pub fn state(&self, address: Ipv4Addr) -> State {
+        self.state_at(self.number_of(address)).expect("a state")
     }
 
     /// Stores a state into the word of an address, all else left as it is.
-    ///
-    /// # Panics
-    /// If the address is in no slot.
-    pub fn put_into(&self, address: std::net::Ipv4Addr, state: State) {
-        let number = (0..MAX_ADDRESSES as usize)
-            .find(|&number| {
-                let word = StateWord::from_bits(self.word(number).load(Ordering::Relaxed));
-                // SAFETY: inside the mapping; a plain value that the daemon does not change while it stands.
-                let of = unsafe { (*self.slot(number)).address };
-                word.state().is_some() && of == address.into()
-            })
-            .unwrap_or_else(|| panic!("{address} is in no slot"));
-        let word = StateWord::from_bits(self.word(number).load(Ordering::Relaxed));
-        let flags = if word.is_local() { StateWord::LOCAL } else { 0 };
-        let new = StateWord::new(word.mac(), state, flags, word.generation());
-        self.word(number).store(new.bits(), Ordering::Release);
+    pub fn put_into(&self, address: Ipv4Addr, state: State) {
+        let word = self.word_at(self.number_of(address));
+        let old = StateWord::from_bits(word.load(Ordering::Relaxed));
+        let flags = if old.is_local() { StateWord::LOCAL } else { 0 } | old.policy().flags();
+        word.store(StateWord::new(old.mac(), state, flags, old.generation()).bits(), Ordering::Release);
+    }
+
+    /// End of the lease of an address, CLOCK_BOOTTIME in nanoseconds; 0 for none.
+    pub fn lease_until_ns(&self, address: Ipv4Addr) -> u64 {
+        self.0.read(self.number_of(address)).lease_until_ns
+    }
+
+    /// Lets the lease of an address end at another time.
+    pub fn end_lease_at(&self, address: Ipv4Addr, until_ns: u64) {
+        let slot = self.0.pointer(self.number_of(address));
+        // SAFETY: an aligned field of a slot inside the mapping, written in one store by everybody.
+        unsafe { AtomicU64::from_ptr(&raw mut (*slot).lease_until_ns) }.store(until_ns, Ordering::Release);
+    }
+
+    /// Puts an address into a group; 0 for none.
+    pub fn put_into_group(&self, address: Ipv4Addr, group: u32) {
+        let slot = self.0.pointer(self.number_of(address));
+        // SAFETY: an aligned field of a slot inside the mapping, written in one store by everybody.
+        let field = unsafe { std::sync::atomic::AtomicU32::from_ptr(&raw mut (*slot).group) };
+        field.store(group, Ordering::Release);
     }
 }
 
-impl Drop for Slots {
-    fn drop(&mut self) {
-        // SAFETY: mapped with this length in `of_process`, and nothing borrows from it any more.
-        unsafe { libc::munmap(self.at.cast(), SLOTS_BYTES) };
+/// The groups that an instance has pinned.
+#[derive(Debug)]
+pub struct Groups(Mapped<Group>);
+
+impl Groups {
+    /// # Panics
+    /// If there are none.
+    pub fn pinned(instance: &str) -> Self {
+        Self(Mapped::pinned(instance, names::GROUPS, MAX_GROUPS))
     }
+
+    /// Stores the word of a group: [`Group::ANSWERS`] or [`Group::SILENT`].
+    pub fn store(&self, group: u32, word: u64) {
+        let at = self.0.pointer(group as usize);
+        // SAFETY: an aligned field of a group inside the mapping, written in one store by everybody.
+        unsafe { AtomicU64::from_ptr(&raw mut (*at).word) }.store(word, Ordering::Release);
+    }
+
+    /// Lets the lease of a group end, CLOCK_BOOTTIME in nanoseconds; 0 for no lease.
+    pub fn end_lease_at(&self, group: u32, until_ns: u64) {
+        let at = self.0.pointer(group as usize);
+        // SAFETY: as above.
+        unsafe { AtomicU64::from_ptr(&raw mut (*at).lease_until_ns) }.store(until_ns, Ordering::Release);
+    }
+}
+
+/// What the program knows of the addresses of an instance, whether its daemon lives or not.
+#[derive(Debug)]
+pub struct Records(Mapped<Record>);
+
+impl Records {
+    /// # Panics
+    /// If there are none.
+    pub fn pinned(instance: &str) -> Self {
+        Self(Mapped::pinned(instance, names::RECORDS, MAX_ADDRESSES))
+    }
+
+    /// That of the address in this slot.
+    pub fn of(&self, slot: usize) -> Record {
+        self.0.read(slot)
+    }
+}
+
+/// Says in the maps that an instance has pinned that they are of another layout.
+pub fn claim_other_layout(instance: &str, layout: u64) {
+    let control: Mapped<Control> = Mapped::pinned(instance, names::CONTROL, 1);
+    // SAFETY: an aligned field of the one value inside the mapping.
+    unsafe { AtomicU64::from_ptr(&raw mut (*control.pointer(0)).layout) }.store(layout, Ordering::Release);
 }
 
 fn descriptors(pid: u32) -> Vec<String> {

@@ -5,6 +5,7 @@
 
 pub mod chaos;
 pub mod checker;
+pub mod flood;
 pub mod kernel;
 pub mod netns;
 pub mod node;

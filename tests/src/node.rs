@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    ms,
+    kernel, ms,
     netns::{Host, ip, unique},
     tools::{output_with_input, signal},
     wait_for,
@@ -150,6 +150,13 @@ impl<'net> Node<'net> {
     /// [`Node::cli`] with text on standard input.
     pub fn cli_with_input(&self, arguments: &[&str], input: &str) -> Done {
         finish(&mut self.command(arguments), input)
+    }
+
+    /// Starts a command and waits for nothing; it is killed with the value.
+    pub fn begin(&self, arguments: &[&str]) -> Running {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Running(command.spawn().expect("the command starts"))
     }
 
     /// Brings 10.7.0.`last`/24 online on `eth0` with the default claim, and returns the address.
@@ -289,10 +296,15 @@ impl<'net> Node<'net> {
         PathBuf::from("/run/arpwarden").join(&self.instance)
     }
 
+    /// Where the maps, links and programs of the instance are pinned.
+    pub fn pins(&self) -> PathBuf {
+        kernel::pins(&self.instance)
+    }
+
     /// Removes the pins of the instance, and with them what they hold.
     pub fn unpin(&self) {
         // Whatever is not there needs no removal.
-        drop(fs::remove_dir_all(Path::new("/sys/fs/bpf/arpwarden").join(&self.instance)));
+        drop(fs::remove_dir_all(self.pins()));
     }
 
     fn log_file(&self) -> PathBuf {
@@ -314,6 +326,18 @@ impl Drop for Node<'_> {
         drop(fs::remove_file(self.log_file()));
         drop(fs::remove_dir_all(self.folder()));
         self.unpin();
+    }
+}
+
+/// A command under way.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself; nothing is to be done about it either way.
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
 
@@ -434,9 +458,8 @@ fn inode(path: &Path) -> Option<u64> {
 fn sweep() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
-        for folder in
-            ["/run/arpwarden".into(), "/sys/fs/bpf/arpwarden".into(), std::env::temp_dir()] as [PathBuf; 3]
-        {
+        let folders = ["/run/arpwarden", "/sys/fs/bpf/arpwarden"].map(PathBuf::from);
+        for folder in folders.into_iter().chain([std::env::temp_dir()]) {
             // There is nothing to sweep in a folder that is not there.
             for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();

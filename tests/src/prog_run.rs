@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crate::wire::{boot_ns, clock};
 use arpwarden_common::{
     abi::{
         AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint, Port,
@@ -20,7 +21,7 @@ use arpwarden_common::{
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::Xdp,
+    programs::{SchedClassifier, Xdp},
     util::nr_cpus,
 };
 
@@ -32,6 +33,14 @@ pub mod xdp_action {
     pub const PASS: u32 = 2;
     /// Send it back.
     pub const TX: u32 = 3;
+}
+
+/// What the guard returns (linux/pkt_cls.h).
+pub mod tc_action {
+    /// Drop the frame (`TC_ACT_SHOT`).
+    pub const SHOT: i32 = 2;
+    /// No opinion (`TC_ACT_UNSPEC`).
+    pub const UNSPEC: i32 = -1;
 }
 
 /// The map with the program's messages, as aya-log names it.
@@ -68,15 +77,24 @@ pub struct Ran {
 }
 
 impl Loaded {
-    /// Loads the program `name` of `object` with messages up to `log_level` (0 none … 5 all).
+    /// Loads the program `name` of `object`, and the guard, with messages up to `log_level` (0 none … 5 all).
     pub fn load(object: &[u8], name: &'static str, log_level: u8) -> Self {
+        Self::load_without(object, name, log_level, 0)
+    }
+
+    /// The same without the safeties `omitted` ([`arpwarden_common::abi::omit`]).
+    pub fn load_without(object: &[u8], name: &'static str, log_level: u8, omitted: u32) -> Self {
         let mut ebpf = EbpfLoader::new()
             .override_global("AYA_LOG_LEVEL", &log_level, true)
+            .override_global(names::OMIT, &omitted, true)
             .load(object)
             .expect("the object and its maps load (needs root)");
         let xdp: &mut Xdp =
             ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
         xdp.load().expect("the verifier takes the program");
+        let guard: &mut SchedClassifier =
+            ebpf.program_mut(names::GUARD).expect("in the object").try_into().expect("a tc program");
+        guard.load().expect("the verifier takes the guard");
         let mut map = |name: &str| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
             name,
@@ -105,6 +123,42 @@ impl Loaded {
     /// The program's descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.xdp().fd().expect("loaded").as_fd()
+    }
+
+    /// The guard.
+    pub fn guard(&self) -> &SchedClassifier {
+        self.ebpf.program(names::GUARD).expect("loaded").try_into().expect("a tc program")
+    }
+
+    /// Runs the guard on a frame that leaves by the loopback interface, with the tag `beside` it (type and control
+    /// information, as on the wire), if there is one; what it returns.
+    pub fn run_guard(&self, frame: &[u8], beside: Option<[u8; 4]>) -> i32 {
+        let guard = self.guard().fd().expect("loaded").as_fd();
+        let Some([t0, t1, c0, c1]) = beside else { return test_run(guard, frame, 1).0.cast_signed() };
+        // The kernel's test-run lets nobody set a tag, but a program may.
+        let chain = ProgramArray::of(guard);
+        let tag = [u16::from_ne_bytes([t0, t1]), u16::from_be_bytes([c0, c1])];
+        let fd = chain.0.as_raw_fd().cast_unsigned();
+        let tagger = load_program(
+            PROG_TYPE_SCHED_CLS,
+            0,
+            "tag_beside",
+            &[
+                insn(MOV64_REG, 6, 1, 0, 0),
+                insn(MOV64_IMM, 2, 0, 0, u32::from(tag[0])),
+                insn(MOV64_IMM, 3, 0, 0, u32::from(tag[1])),
+                insn(CALL, 0, 0, 0, SKB_VLAN_PUSH),
+                insn(MOV64_REG, 1, 6, 0, 0),
+                insn(LOAD_IMM64, 2, PSEUDO_MAP_FD, 0, fd),
+                insn(0, 0, 0, 0, 0),
+                insn(MOV64_IMM, 3, 0, 0, 0),
+                insn(CALL, 0, 0, 0, TAIL_CALL),
+                // Only reached if the tail call fails: an action that the guard never returns.
+                insn(MOV64_IMM, 0, 0, 0, 0),
+                insn(EXIT, 0, 0, 0, 0),
+            ],
+        );
+        test_run(tagger.as_fd(), frame, 1).0.cast_signed()
     }
 
     /// Makes the maps those of `world`, whose [`NOW`] is now, and forgets what the program has counted, remembered and
@@ -277,20 +331,12 @@ impl Loaded {
 /// only just booted, until a world's past fits in between.
 pub fn clocks() -> (u64, u64) {
     loop {
-        let (monotonic_ns, boot_ns) = (clock(libc::CLOCK_MONOTONIC), clock(libc::CLOCK_BOOTTIME));
+        let (monotonic_ns, boot_ns) = (clock(libc::CLOCK_MONOTONIC), boot_ns());
         if boot_ns > PAST_NS {
             return (boot_ns, boot_ns - monotonic_ns);
         }
         thread::sleep(Duration::from_nanos(PAST_NS - boot_ns));
     }
-}
-
-fn clock(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid `timespec` of our own to write to.
-    let done = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    assert_eq!(done, 0, "clock {clock}: {}", io::Error::last_os_error());
-    u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).expect("a time after boot")
 }
 
 fn keys<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>) -> Vec<K> {
@@ -330,9 +376,10 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
+/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
 const MAP_TYPE_HASH: u32 = 1;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 
@@ -347,9 +394,10 @@ const LOAD_IMM64: u8 = 0x18;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
-/// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`.
+/// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`, `BPF_FUNC_skb_vlan_push`.
 const PSEUDO_MAP_FD: u8 = 1;
 const TAIL_CALL: u32 = 12;
+const SKB_VLAN_PUSH: u32 = 18;
 
 fn insn(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> [u8; 8] {
     let [o0, o1] = offset.to_ne_bytes();
@@ -436,6 +484,11 @@ fn map_with(map_type: u32, key: &[u8], value: &[u8]) -> OwnedFd {
 
 /// An XDP program of these instructions.
 pub fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
+    // As aya gives it: programs that tail-call each other need the same.
+    load_program(PROG_TYPE_XDP, ATTACH_XDP, name, instructions)
+}
+
+fn load_program(prog_type: u32, expected_attach_type: u32, name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
     #[repr(C)]
     struct Load {
         prog_type: u32,
@@ -454,7 +507,7 @@ pub fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
     let mut prog_name = [0; 16];
     prog_name[..name.len()].copy_from_slice(name.as_bytes());
     let load = Load {
-        prog_type: PROG_TYPE_XDP,
+        prog_type,
         insn_cnt: u32::try_from(instructions.len()).expect("a small program"),
         insns: instructions.as_ptr().addr() as u64,
         license: c"GPL".as_ptr().addr() as u64,
@@ -465,8 +518,7 @@ pub fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
         prog_flags: 0,
         prog_name,
         prog_ifindex: 0,
-        // As aya gives it: programs that tail-call each other need the same.
-        expected_attach_type: ATTACH_XDP,
+        expected_attach_type,
     };
     descriptor(bpf(BPF_PROG_LOAD, &mut { load }))
 }

@@ -100,6 +100,36 @@ pub fn snapshot(ns: &Netns) -> String {
     [show(&["address", "show"]), show(&["route", "show", "table", "all"]), show(&["rule", "show"])].concat()
 }
 
+/// Number of the XDP program on an interface, as rtnetlink tells it.
+pub fn xdp_program(ns: &Netns, interface: &str) -> Option<u32> {
+    let link = json(ns, "ip", &["link", "show", "dev", interface]);
+    let id = link.first()?["xdp"]["prog"]["id"].as_u64()?;
+    Some(u32::try_from(id).expect("a number of 32 bits"))
+}
+
+/// Queueing disciplines and filters of an interface, as tc tells them.
+pub fn traffic_control(ns: &Netns, interface: &str) -> String {
+    let show = |arguments: &[&str]| {
+        let mut command = ns.command("tc");
+        command.args(arguments);
+        run(command)
+    };
+    let disciplines = show(&["qdisc", "show", "dev", interface]);
+    // Without a clsact discipline there is no `egress` to ask for.
+    let filters = match disciplines.contains("clsact") {
+        true => show(&["filter", "show", "dev", interface, "egress"]),
+        false => String::new(),
+    };
+    disciplines + &filters
+}
+
+/// Sends one echo request to `to` with `from` as its source; says whether it was answered in time.
+pub fn pings_from(ns: &Netns, from: Ipv4Addr, to: Ipv4Addr) -> bool {
+    let mut command = ns.command("ping");
+    command.args(["-n", "-q", "-c", "1", "-W", "0.3", "-I", &from.to_string(), &to.to_string()]);
+    command.output().expect("ping runs").status.success()
+}
+
 /// Whether an address is on `eth0`.
 pub fn has_address(ns: &Netns, address: Ipv4Addr) -> bool {
     addresses(ns).iter().any(|(present, _)| *present == address)

@@ -136,15 +136,15 @@ impl Wire {
     /// If the kernel does not take it.
     pub fn send(&self, frame: &[u8]) -> u64 {
         let before = boot_ns();
-        self.try_send(frame).unwrap_or_else(|error| panic!("sending a frame: {error}"));
+        self.offer(frame).unwrap_or_else(|error| panic!("sending a frame: {error}"));
         before
     }
 
     /// Sends a frame as it is.
     ///
     /// # Errors
-    /// The kernel does not take it; ENOBUFS if a program on the way out of the interface drops it.
-    pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
+    /// The kernel's; ENOBUFS where a program on the way out has dropped the frame.
+    pub fn offer(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: pointer and length belong to `frame`.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         if sent == frame.len().cast_signed() { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -300,7 +300,7 @@ fn boot_offset_ns() -> u64 {
     best.1
 }
 
-fn clock(which: libc::clockid_t) -> u64 {
+pub(crate) fn clock(which: libc::clockid_t) -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a timespec to be written, alive during the call.
     unsafe { libc::clock_gettime(which, &raw mut time) };

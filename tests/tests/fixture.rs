@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use arpwarden_tests::{
+    flood::{Answers, Flood, Flooded},
     ms,
     netns::{Net, ip, stranger},
     tools::{Ping, addresses, arping, decode, has_address, neighbour, other_arping, wait_for_neighbour},
+    wait_for,
     wire::{announcement, bytes, marker, request},
 };
 
@@ -76,4 +78,18 @@ fn a_ping_counts_what_is_lost() {
     assert!(pinged.sent >= 12, "{pinged:?}");
     assert!((4..pinged.sent - 6).contains(&pinged.lost), "{pinged:?}");
     wait_for_neighbour(&net.host(0).ns, ip(2), net.host(1).mac, ms(100));
+}
+
+#[test]
+fn each_request_of_a_flood_has_its_own_answer_and_who_made_it_is_known() {
+    let net = Net::new(2);
+    let flood = Flood::start(net.host(1), &[ip(1), ip(99)], ms(1), [net.tap(0)]);
+    wait_for("some of the flood", ms(5_000), || (flood.sent() > 200).then_some(()));
+    let Flooded { asked, taps: [tap] } = flood.stop();
+    let answers = Answers::among(&tap.settled(&net.host(1).wire(), ip(1)));
+    for asked in &asked {
+        let answers = answers.to(asked);
+        assert_eq!(answers.len(), usize::from(asked.address == ip(1)), "{asked:?}: {answers:?}");
+        assert!(answers.iter().all(|answer| answer.by_kernel));
+    }
 }

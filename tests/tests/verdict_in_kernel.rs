@@ -10,7 +10,7 @@ use arpwarden_common::{
     report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
     state::{State, StateWord},
 };
-use arpwarden_tests::prog_run::{Loaded, clocks, xdp_action};
+use arpwarden_tests::prog_run::{Loaded, clocks, tc_action, xdp_action};
 
 const SECOND_NS: u64 = 1_000_000_000;
 const MINUTE_NS: u64 = 60 * SECOND_NS;
@@ -25,6 +25,34 @@ fn the_program_does_with_each_golden_frame_what_the_table_says() {
 #[test]
 fn the_program_for_multi_buffer_frames_does_the_same() {
     agree(names::XDP_FRAGS);
+}
+
+#[test]
+fn the_guard_keeps_in_what_the_table_says_and_nothing_else() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let mut rows = golden::guard::rows();
+    rows.sort_by_key(|row| format!("{:?}", row.world));
+    let mut world = None;
+    let mut kept = 0;
+    for row in &rows {
+        let name = row.name();
+        // It changes nothing but its counts, so a world is good for all its rows.
+        if world != Some(&row.world) {
+            loaded.enter(&row.world);
+            (world, kept) = (Some(&row.world), 0);
+        }
+        kept += u64::from(row.kept);
+        let dropped = row.kept && !row.column.observed;
+        let action = if dropped { tc_action::SHOT } else { tc_action::UNSPEC };
+        assert_eq!(loaded.run_guard(&row.frame, row.beside), action, "{name}");
+        for counter in Counter::ALL {
+            let counted = if counter == Counter::Guarded { kept } else { 0 };
+            assert_eq!(loaded.counter(counter), counted, "{counter:?} of {name}");
+        }
+        assert_eq!(loaded.record(SLOT).guarded, kept, "{name}");
+        assert_eq!(loaded.record(SLOT + 1), Record::default(), "{name}");
+    }
+    assert!(loaded.events().is_empty());
 }
 
 fn agree(program: &'static str) {

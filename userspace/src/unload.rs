@@ -36,6 +36,8 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
         return Ok(format!("instance '{}' is not loaded; nothing to do", instance.name()));
     }
     let (lock, had_daemon) = end_daemon(instance).await?;
+    // Before the state file, which is written anew for the namespace where it is opened.
+    pins.are_here().map_err(Stop::failed)?;
     let (state, left) = lock.state_file()?;
     let (netlink, _changes) = Netlink::open().map_err(Stop::failed)?;
     // From here on the program keeps the kernel silent about all of them, so it goes last.

@@ -23,21 +23,25 @@ const ROUNDS: usize = 9;
 /// Measures and returns: the empty program with its harness, then each row net of that.
 pub(crate) fn measure() -> (Figure, Vec<(&'static str, Figure)>) {
     let rows = golden::rows();
-    let row = |kind| {
+    let row_of = |kind, name| {
         let of_interest = |row: &&Row| {
             row.kind == kind
                 && row.tags == Tags::None
-                && row.column.name.is_empty()
+                && row.column.name == name
                 && row.column.local
                 && row.column.state == Some(State::Online)
         };
         rows.iter().find(of_interest).expect("a golden row for each kind and state")
     };
+    let row = |kind| row_of(kind, "");
     let (other, request, claim) = (row(Kind::NotArp), row(Kind::Request), row(Kind::ClaimByRequestForm));
+    let leased = row_of(Kind::Request, "a group whose lease stands");
     // A program called by tail has to be of its caller's kind: the one without multi-buffer frames. No messages, as
     // in service.
     let mut ours = Loaded::load(arpwarden::io::bpf::OBJECT, names::XDP, 0);
     ours.enter(&request.world);
+    let mut ours_leased = Loaded::load(arpwarden::io::bpf::OBJECT, names::XDP, 0);
+    ours_leased.enter(&leased.world);
     let empty = empty_program();
     let (least, _addresses) = least_responder();
 
@@ -46,6 +50,7 @@ pub(crate) fn measure() -> (Figure, Vec<(&'static str, Figure)>) {
         ("least possible responder, answered", least.as_fd(), request),
         ("arpwarden, not ARP", ours.fd(), other),
         ("arpwarden, answered", ours.fd(), request),
+        ("arpwarden, answered, group with a lease", ours_leased.fd(), leased),
         ("arpwarden, claim", ours.fd(), claim),
     ];
     let mut figures = programs.map(|(name, ..)| (name, Vec::with_capacity(ROUNDS)));

@@ -4,14 +4,15 @@
 //! Every frame that leaves a host with an engine is held against the first promise: no frame pairs a managed
 //! address that may not answer with an own MAC as sender.
 
-use core::time::Duration;
+use core::{cell::Cell, time::Duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 use arpwarden_common::{
     abi::{AddressKey, Port},
+    defence::Reaction,
     net::{Ipv4, MacAddr, Vlan},
     state::{State, StateWord},
-    verdict::{self, Entry, Outcome, Tables, verdict},
+    verdict::{self, Asking, Entry, Outcome, Tables, Witness, verdict},
     wire::arp::{Form, Frame, Outgoing, Parsed, REPLY, REQUEST, parse},
 };
 
@@ -128,18 +129,29 @@ struct Maps<'a> {
 }
 
 impl Tables for Maps<'_> {
-    fn address(&self, key: &AddressKey) -> Option<Entry> {
-        let lease_until_ns = self.warden.leases.get(key).map_or(0, |until| until.0);
-        self.warden.words.get(key).map(|word| Entry { slot: 0, word: *word, lease_until_ns })
+    type Place = AddressKey;
+
+    fn address(&self, key: &AddressKey) -> Option<Entry<AddressKey>> {
+        let may_answer = self.warden.may_answer(key, self.now);
+        self.warden.words.get(key).map(|word| Entry { place: *key, word: *word, may_answer })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
         mac == self.warden.kernel.mac
     }
+}
 
-    fn now_ns(&self) -> u64 {
-        self.now.0
+/// What the verdict has told of a frame.
+#[derive(Default)]
+struct Told(Cell<Option<verdict::Sighting<AddressKey>>>);
+
+impl Witness<AddressKey> for Told {
+    fn saw(&self, sighting: verdict::Sighting<AddressKey>) -> Reaction {
+        self.0.set(Some(sighting));
+        Reaction::Nothing
     }
+
+    fn asks(&self, _: Asking<AddressKey>) {}
 }
 
 #[derive(Debug)]
@@ -572,9 +584,8 @@ impl Net {
             Node::Warden(warden) => {
                 let mac = warden.kernel.mac;
                 let port = Port::accepting(mac, INTERFACE);
-                let decided = verdict(&frame, &port, &Maps { warden, now });
-                let (sighting, outcome) = (decided.sighting, decided.outcome);
-                let answer = match outcome {
+                let told = Told::default();
+                let answer = match verdict(&frame, &port, &Maps { warden, now }, &told) {
                     Outcome::Answered { mac, .. } => Some(Outgoing {
                         destination: frame.source,
                         source: mac,
@@ -594,9 +605,12 @@ impl Net {
                     | Outcome::OtherDestination
                     | Outcome::NotAnswering
                     | Outcome::Unmanaged
+                    | Outcome::Defended { .. }
                     | Outcome::InactivePort => warden.kernel.receive(now, &frame, target_mac),
                 };
-                self.report(to, &frame, sighting);
+                if let Some(sighting) = told.0.get() {
+                    self.report(to, &frame, sighting);
+                }
                 answer
             }
         };
@@ -605,21 +619,19 @@ impl Net {
         }
     }
 
-    fn report(&mut self, to: Host, frame: &Frame, sighting: verdict::Sighting) {
+    fn report(&mut self, to: Host, frame: &Frame, sighting: verdict::Sighting<AddressKey>) {
         let (kind, seen) = match sighting {
-            verdict::Sighting::None | verdict::Sighting::Echo(None) | verdict::Sighting::Sibling(None) => {
-                return;
-            }
+            verdict::Sighting::Echo(None) | verdict::Sighting::Sibling(None) => return,
             verdict::Sighting::Claim(seen) => (SightingKind::Claim, seen),
             verdict::Sighting::Probe(seen) => (SightingKind::Probe, seen),
             verdict::Sighting::Echo(Some(seen)) => (SightingKind::Echo { sibling: false }, seen),
             verdict::Sighting::Sibling(Some(seen)) => (SightingKind::Echo { sibling: true }, seen),
         };
-        let (now, key, wait) = (self.now, key(seen.address), self.draw(20, 200));
+        let (now, key, wait) = (self.now, seen.place, self.draw(20, 200));
         let warden = self.at_mut(to);
         let claim = kind == SightingKind::Claim;
         let owner_changed = claim && warden.owners.insert(key, frame.sender_mac) != Some(frame.sender_mac);
-        if claim && !seen.contested && !owner_changed {
+        if claim && !seen.contested() && !owner_changed {
             return;
         }
         let repeat = !warden.reported.insert((key, frame.sender_mac, now.0 / 60_000_000_000));

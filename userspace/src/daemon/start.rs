@@ -30,7 +30,7 @@ use crate::{
         control,
         dice::KernelDice,
         link,
-        netlink::Netlink,
+        netlink::{ADDRESS_PROTOCOL, Netlink},
     },
     state_file::{Left, Registered},
 };
@@ -48,8 +48,10 @@ pub(super) async fn serve(
     };
     // Subscribed before the first dump, so that no change falls between the two.
     let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
-    let (state, left) = lock.state_file().map_err(Stop::leaving)?;
     let pins = Pins::new(instance.name());
+    // Before the state file, which is written anew for the namespace where it is opened.
+    pins.are_here().map_err(|error| Stop::leaving(error.into()))?;
+    let (state, left) = lock.state_file().map_err(Stop::leaving)?;
     // Where an earlier run has left something, a start that fails leaves it as it is.
     let kept = |stop: Stop| Stop { leaves: stop.leaves || pins.exists() || !left.is_empty(), ..stop };
     let group = arguments.socket_group.as_deref().map(group_id).transpose().map_err(kept)?;
@@ -172,7 +174,11 @@ impl Daemon {
     async fn adopt(&mut self, leftover: Leftover, left: &Left) -> Result<(), Stop> {
         let Leftover { addresses, links, .. } = leftover;
         for kept in links {
-            let name = self.interface_name(kept.index);
+            // One that has gone has a name only where we have written it down.
+            let name = left
+                .registered()
+                .find(|entry| entry.index == kept.index && !self.links.contains_key(&kept.index))
+                .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
             match (kept.state, kept.xdp) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
                     self.carriers.insert(
@@ -190,7 +196,7 @@ impl Daemon {
                 }
                 (LinkState::Live, _) => {}
                 (LinkState::Dead(reason), _) => {
-                    self.journal.link("program_missing", &name, None, Some(&reason));
+                    self.journal.link("program_missing", &name, None, Some(reason.name()));
                 }
             }
         }
@@ -204,13 +210,15 @@ impl Daemon {
                 warn!("{:#}; what an earlier run has left there is taken off", stop.error);
             }
         }
+        let marked = self.marked(left).await?;
         for kept in addresses {
             let key = kept.key;
             if self.carriers.contains_key(&key.interface) {
                 if let Some(claimed) = left.claimed(&key) {
                     self.notes.entry(key).or_default().how = claimed.how;
                 }
-                let kept = self.kept(&kept, left);
+                let marked = marked.get(&(key.interface, key.address.into())).copied();
+                let kept = self.kept(&kept, left, marked);
                 #[cfg(feature = "omit")]
                 let kept = self.taken_for_ours(key, kept);
                 self.tell(Input::Adopt { key, kept });
@@ -234,7 +242,18 @@ impl Daemon {
         self.resync_addresses().await
     }
 
-    fn kept(&self, kept: &KeptAddress, left: &Left) -> Kept {
+    /// Addresses that are on an interface with our mark, and their prefix lengths: what the state file would have told, had
+    /// it not been lost.
+    async fn marked(&self, left: &Left) -> Result<BTreeMap<(u32, Ipv4Addr), u8>, Stop> {
+        if !left.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let there = self.netlink.addresses().await.map_err(Stop::failed)?;
+        let ours = there.into_iter().filter(|local| local.protocol == Some(ADDRESS_PROTOCOL));
+        Ok(ours.map(|local| ((local.index, local.address), local.prefix_length)).collect())
+    }
+
+    fn kept(&self, kept: &KeptAddress, left: &Left, marked: Option<u8>) -> Kept {
         let KeptAddress { key, word, lease_until_ns, record, untold, .. } = kept;
         let at = |ns: u64| Some(MonoTime(ns)).filter(|at| at.0 != 0);
         let owner = Some(record.owner).filter(|mac| !mac.is_zero()).map(|mac: MacAddr| Owner {
@@ -244,7 +263,7 @@ impl Daemon {
         Kept {
             word: *word,
             spec: left.claimed(key).map(|claimed| claimed.how.spec(claimed.prefix_length)),
-            registered: left.prefix_length(key),
+            registered: left.prefix_length(key).or(marked),
             local: self.locals.contains_key(&key.address.into()),
             lease_until: at(*lease_until_ns),
             fallen: record.fallen == word.mark(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rtnetlink::{
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL},
+    packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL},
     packet_route::{
         RouteNetlinkMessage,
         tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
@@ -76,15 +76,18 @@ pub(super) fn add_clsact(index: u32) -> io::Result<()> {
         return Ok(());
     }
     let message = qdisc(index, vec![TcAttribute::Kind(KIND.to_owned())]);
-    ask(&RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
+    ask(&RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
 }
 
-/// Whether an interface has a clsact qdisc.
+/// Whether an interface has a clsact qdisc. The kernel tells whoever listens, and the one who asks only with NLM_F_ECHO.
 ///
 /// # Errors
 /// The kernel's.
 pub(super) fn has_clsact(index: u32) -> io::Result<bool> {
-    match ask(&RouteNetlinkMessage::GetQueueDiscipline(message(index, TcHandle::CLSACT, Vec::new())), 0) {
+    match ask(
+        &RouteNetlinkMessage::GetQueueDiscipline(message(index, TcHandle::CLSACT, Vec::new())),
+        NLM_F_ECHO,
+    ) {
         Ok(answers) => Ok(answers.iter().any(|answer| {
             let Some(RouteNetlinkMessage::NewQueueDiscipline(there)) = answer else { return false };
             there.attributes.contains(&TcAttribute::Kind(KIND.to_owned()))
@@ -103,7 +106,7 @@ pub(super) fn remove_unused_clsact(index: u32) -> io::Result<bool> {
         return Ok(false);
     }
     let message = qdisc(index, vec![TcAttribute::Kind(KIND.to_owned())]);
-    match ask(&RouteNetlinkMessage::DelQueueDiscipline(message), NLM_F_ACK) {
+    match ask(&RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
         Err(error) if is_absent(&error) => Ok(false),
         other => other.map(|_| true),
     }
@@ -159,7 +162,7 @@ fn program(attributes: &[TcAttribute]) -> Option<u32> {
 pub(super) fn add_egress_filter(index: u32, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let mut message = message(index, Way::Out.parent(), attributes(program, name));
     message.header.info = PRIORITY << 16 | u32::from(ALL_PROTOCOLS.to_be());
-    ask(&RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
+    ask(&RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
 }
 
 impl Filter {
@@ -169,7 +172,7 @@ impl Filter {
     /// The kernel's.
     pub(super) fn replace(&self, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         let message = self.message(attributes(program, name));
-        ask(&RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_ACK).map(|_| ())
+        ask(&RouteNetlinkMessage::NewTrafficFilter(message), 0).map(|_| ())
     }
 
     /// Removes the filter; done already if it is not there.
@@ -178,7 +181,7 @@ impl Filter {
     /// The kernel's.
     pub(super) fn remove(&self) -> io::Result<()> {
         let message = self.message(vec![TcAttribute::Kind(TcFilterBpf::KIND.to_owned())]);
-        match ask(&RouteNetlinkMessage::DelTrafficFilter(message), NLM_F_ACK) {
+        match ask(&RouteNetlinkMessage::DelTrafficFilter(message), 0) {
             Err(error) if is_absent(&error) => Ok(()),
             other => other.map(|_| ()),
         }

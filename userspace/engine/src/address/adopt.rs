@@ -50,6 +50,9 @@ impl Managed {
             }
             turn.event(key, EventKind::State { from: kept.word.state(), to: Some(to), reason });
         }
+        if kept.local && !kept.word.is_local() && address.registration == Registration::Absent {
+            turn.event(key, EventKind::AddressAdded);
+        }
         address.remember(turn);
         address.carry_on(kept, turn);
         address

@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     action::{Answer, Reason},
-    input::Register,
     params::{BACKOFF_MIN, LINK_FLAP},
 };
 
@@ -93,11 +92,9 @@ impl Managed {
         if self.state != State::Suspended {
             return;
         }
-        let kept = matches!(self.registration, Registration::Present | Registration::Registering { .. })
-            || self.spec.is_some_and(|spec| spec.register == Register::None);
         match self.resume {
             Resume::Never => {}
-            Resume::Announce { window, question } if kept && turn.now.since(self.since) <= LINK_FLAP => {
+            Resume::Announce { window, question } if turn.now.since(self.since) <= LINK_FLAP => {
                 if window {
                     self.window = Window::Ahead;
                 }

@@ -213,7 +213,7 @@ fn an_address_taken_off_the_interface_meanwhile_counts_as_taken_off_just_now() {
     );
     assert_eq!(rig.state(), Some(State::Online));
     let mut rig = adopted(gone(OnRemoved::GiveUp));
-    let expected = vec![
+    let expected = [
         store(State::Lost, 0, 7),
         told(0),
         event(EventKind::AddressRemoved),

@@ -618,3 +618,20 @@ fn silence_that_is_a_second_old_when_the_kernel_is_done_is_asked_for_again_behin
     assert_eq!(rig.state(), Some(State::Refused));
     assert!(rig.news().contains(&Action::Deregister { key: KEY, prefix_length: 24 }));
 }
+
+#[test]
+fn a_claim_whose_announcements_can_not_be_sent_is_silent_before_it_says_so() {
+    let (mut rig, request) = Rig::registering(SPEC);
+    rig.send = Some(Err("no buffer space".into()));
+    rig.input(Input::Registered { key: KEY, result: Ok(()) });
+    rig.pass(ms(199));
+    rig.news();
+    rig.pass(ms(1));
+    let news = rig.news();
+    let at = |which: fn(&Action) -> bool| news.iter().position(which).unwrap();
+    let silent = at(|action| matches!(action, Action::Store { word, .. } if !word.may_answer()));
+    let said = at(|action| matches!(action, Action::Event(_) | Action::Answer { .. }));
+    assert!(silent < said, "{news:?}");
+    assert!(matches!(rig.answers(request)[..], [Answer::Failed(_)]));
+    assert_eq!(rig.state(), None);
+}

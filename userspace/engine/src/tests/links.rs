@@ -337,3 +337,15 @@ fn without_the_program_a_deletion_that_failed_is_tried_at_once() {
     rig.input(Input::ProgramMissing { index: KEY.interface });
     assert_eq!(rig.state(), None);
 }
+
+#[test]
+fn an_address_to_be_adopted_that_has_left_the_interface_before_the_link_is_up_is_not_answered() {
+    let mut rig = Rig::with(DOWN);
+    let request = rig.online(OnlineSpec { adopt: true, wait: secs(60), ..SPEC });
+    rig.input(Input::Local { key: KEY, local: false });
+    set(&mut rig, INTERFACE);
+    assert!(
+        matches!(&rig.answers(request)[..], [Answer::Failed(why)] if why.contains("not on the interface"))
+    );
+    assert_eq!(rig.state(), None);
+}

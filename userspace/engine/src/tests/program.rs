@@ -92,9 +92,11 @@ fn a_defence_that_the_program_was_faster_with_is_not_counted_twice() {
     rig.claim_by(RIVAL);
     let frame = rig.frames(Purpose::Defence)[0].1;
     rig.pass(ms(1));
-    rig.seen(by_program(&rig, false));
+    let by_program = by_program(&rig, false);
+    rig.seen(by_program);
     let result = Err("the program has defended it".into());
     rig.input(Input::Sent { key: KEY, purpose: Purpose::Defence, frame, result });
+    assert_eq!(rig.managed().last_defence(), Some(by_program.at));
     rig.send = Some(Ok(()));
     rig.pass(secs(11));
     rig.claim_by(RIVAL);

@@ -169,6 +169,8 @@ struct Bench {
     /// Addresses whose installation failed, unknown to the engine so far.
     ghosts: BTreeSet<AddressKey>,
     commands: Vec<RequestId>,
+    /// What each command was about.
+    asked: BTreeMap<RequestId, AddressKey>,
     forgotten: BTreeSet<RequestId>,
     answers: BTreeMap<RequestId, u32>,
     words: BTreeMap<AddressKey, StateWord>,
@@ -227,6 +229,7 @@ impl Bench {
             failing: BTreeMap::new(),
             ghosts: BTreeSet::new(),
             commands: Vec::new(),
+            asked: BTreeMap::new(),
             forgotten: BTreeSet::new(),
             answers: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -256,7 +259,19 @@ impl Bench {
     fn command(&mut self, input: impl FnOnce(RequestId) -> Input) {
         let request = RequestId(u64::try_from(self.commands.len()).unwrap());
         self.commands.push(request);
-        self.input(input(request));
+        let input = input(request);
+        let (Input::Online { key, .. }
+        | Input::Offline { key, .. }
+        | Input::Watch { key, .. }
+        | Input::Unwatch { key, .. }
+        | Input::Announce { key, .. }
+        | Input::Renew { key, .. }
+        | Input::Repair { key, .. }) = &input
+        else {
+            panic!("{input:?} is no command")
+        };
+        self.asked.insert(request, *key);
+        self.input(input);
     }
 
     /// Takes the actions and checks each.
@@ -269,7 +284,11 @@ impl Bench {
                 return;
             }
             self.crash = self.crash.map(|left| left - 1);
-            if let Some(key) = key_of_action(&action) {
+            let about = match &action {
+                Action::Answer { request, .. } => self.asked.get(request).copied(),
+                _ => key_of_action(&action),
+            };
+            if let Some(key) = about {
                 let silences = match &action {
                     Action::Store { word, .. } => !word.may_answer(),
                     Action::Remove { .. } => true,

@@ -78,7 +78,29 @@ pub enum LinkState {
     /// It is, and answers.
     Live,
     /// It is not, and its pin has been removed.
-    Dead(String),
+    Dead(Missing),
+}
+
+/// Why an earlier run's program is on an interface no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Missing {
+    /// It was taken off, or was not yet pinned when the run ended.
+    Detached,
+    /// The interface has gone.
+    InterfaceGone,
+    /// The interface is in another network namespace.
+    InterfaceMoved,
+}
+
+impl Missing {
+    /// The word in events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Detached => "program",
+            Self::InterfaceGone => "interface_gone",
+            Self::InterfaceMoved => "interface_moved",
+        }
+    }
 }
 
 impl Tables {
@@ -183,27 +205,25 @@ impl Datapath {
         let there = link_now(index).map_err(failed)?;
         let path = self.pins.link(LinkName::Xdp(index));
         let xdp = match Link::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err("its link was not pinned".to_owned())
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Missing::Detached),
             Err(error) => return Err(failed(error)),
             Ok(link) => {
                 let info = link.info().map_err(failed)?;
                 let xdp = there.as_ref().and_then(|there| there.xdp);
                 let replaced = match (info.index, xdp) {
-                    (0, _) if there.is_none() => Err("the interface has gone".to_owned()),
-                    (0, _) => Err("it was detached from outside".to_owned()),
+                    (0, _) if there.is_none() => Err(Missing::InterfaceGone),
+                    (0, _) => Err(Missing::Detached),
                     // The index alone would not do: each namespace counts its own.
                     (at, Some(xdp)) if at == index && xdp.id == info.program => {
                         match link.update(self.xdp_fd().map_err(failed)?) {
                             Ok(()) => Ok(xdp.mode),
                             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                                Err("the interface has gone".to_owned())
+                                Err(Missing::InterfaceGone)
                             }
                             Err(error) => return Err(failed(error)),
                         }
                     }
-                    _ => Err("the interface is in another network namespace now".to_owned()),
+                    _ => Err(Missing::InterfaceMoved),
                 };
                 if replaced.is_err() {
                     // Also where we don't see it: nobody looks after what it says there.

@@ -73,6 +73,13 @@ pub enum LoadError {
         /// Why.
         source: PinsError,
     },
+    /// What is pinned is attached in another network namespace.
+    Elsewhere {
+        /// Where.
+        pins: Pins,
+        /// Inode of that namespace.
+        inode: u64,
+    },
     /// What is pinned has another layout version.
     OtherLayout {
         /// Where.
@@ -129,7 +136,8 @@ impl LoadError {
             Self::NotPermitted { .. } => true,
             Self::Pins { source } => source.is_permission(),
             Self::Adopt { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
-            Self::OtherLayout { .. }
+            Self::Elsewhere { .. }
+            | Self::OtherLayout { .. }
             | Self::OtherShape { .. }
             | Self::PinMissing { .. }
             | Self::Leftover { .. }
@@ -224,6 +232,7 @@ impl fmt::Display for LoadError {
                 "mapping the map {map} into memory failed: it needs Linux 5.5 and address space that is left"
             ),
             Self::Pins { .. } => f.write_str("it has to be pinned, so that it goes on when the daemon ends"),
+            Self::Elsewhere { pins, inode } => elsewhere(f, pins, *inode),
             Self::OtherLayout { pins, found } => {
                 match found {
                     0 => write!(
@@ -281,6 +290,7 @@ impl Error for LoadError {
             Self::Object { source } => Some(source),
             Self::Layout { .. }
             | Self::Incomplete { .. }
+            | Self::Elsewhere { .. }
             | Self::OtherLayout { .. }
             | Self::OtherShape { .. }
             | Self::PinMissing { .. } => None,
@@ -295,6 +305,15 @@ fn other_version(f: &mut fmt::Formatter<'_>, pins: &Pins) -> fmt::Result {
         f,
         ". They were left as they are, and go on answering. Start the arpwarden that made them, or give all its \
          addresses up with 'arpwarden --instance {instance} unload' first"
+    )
+}
+
+/// What is pinned is in use where it can't be seen from here.
+pub(super) fn elsewhere(f: &mut fmt::Formatter<'_>, pins: &Pins, inode: u64) -> fmt::Result {
+    write!(
+        f,
+        "what is pinned in {pins} is attached in another network namespace (inode {inode}) and goes on there; run this \
+         there, with 'nsenter --net=', or choose another --instance"
     )
 }
 

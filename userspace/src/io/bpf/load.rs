@@ -50,6 +50,7 @@ impl Datapath {
                 false
             }
         };
+        pins.settle().map_err(LoadError::pins)?;
         let opened = Self::load(pins, log_level).and_then(|mut datapath| {
             let found = match adopting {
                 true => Found::Adopted(datapath.adopt()?),

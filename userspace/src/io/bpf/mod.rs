@@ -25,7 +25,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 
-pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState};
+pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState, Missing};
 use attach::GuardWay;
 pub use attach::Presence;
 pub use error::{

@@ -6,6 +6,7 @@
 //!                            links/guard-5     the guard's link there; before tcx (Linux 6.6) a symbolic link that
 //!                                              only says that it is a filter, and whose the qdisc is
 //!                            programs/xdp …    the programs, for people who look
+//!                            namespace         a symbolic link that only says the inode of the network namespace
 //! ```
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
     fmt,
     fs::{self, DirBuilder},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
     path::{Path, PathBuf},
 };
 
@@ -28,10 +29,14 @@ use super::{
     error::LoadError,
     layout::{Shape, shape},
     shared::{Mapped, SharedControl},
+    sys::Link,
 };
 
 /// Where the BPF file system belongs.
 const BPFFS: &str = "/sys/fs/bpf";
+
+/// The symbolic link that says where the instance is.
+const NAMESPACE: &str = "namespace";
 
 /// The pins of an instance.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -147,8 +152,9 @@ impl Pins {
     /// What is pinned, compared with the object.
     ///
     /// # Errors
-    /// The maps are of another layout, or one is missing among others.
+    /// The maps are of another layout, one is missing among others, or they are in use in another network namespace.
     pub(super) fn pinned(&self) -> Result<Pinned, LoadError> {
+        self.are_here()?;
         let there: Vec<_> = names::PINNED.iter().filter(|map| self.map(map).exists()).collect();
         let attached = !self.link_names().map_err(LoadError::pins)?.is_empty();
         if there.is_empty() {
@@ -197,6 +203,45 @@ impl Pins {
         Err(LoadError::OtherShape { pins: self.clone(), map, found, expected })
     }
 
+    /// The inode of the network namespace where the instance is, if that is another one than this thread's and a program
+    /// of the instance is still attached there.
+    pub(super) fn elsewhere(&self) -> Result<Option<u64>, PinsError> {
+        let Some(there) = self.namespace() else { return Ok(None) };
+        if there == namespace_here()? {
+            return Ok(None);
+        }
+        let is_attached = |name: &LinkName| {
+            Link::open(&self.link(*name)).and_then(|link| link.info()).is_ok_and(|info| info.index != 0)
+        };
+        Ok(self.link_names()?.iter().any(is_attached).then_some(there))
+    }
+
+    /// Whether what is pinned may be touched from this thread's network namespace.
+    ///
+    /// # Errors
+    /// [`LoadError::Elsewhere`]: a program of the instance is attached in another one. Or the pins can't be read.
+    pub fn are_here(&self) -> Result<(), LoadError> {
+        match self.elsewhere().map_err(LoadError::pins)? {
+            None => Ok(()),
+            Some(inode) => Err(LoadError::Elsewhere { pins: self.clone(), inode }),
+        }
+    }
+
+    /// Says that the instance is in this thread's network namespace.
+    pub(super) fn settle(&self) -> Result<(), PinsError> {
+        let here = namespace_here()?;
+        if self.namespace() == Some(here) {
+            return Ok(());
+        }
+        let path = self.directory.join(NAMESPACE);
+        remove_file(&path)?;
+        symlink(here.to_string(), &path).map_err(|source| PinsError::File { doing: "making", path, source })
+    }
+
+    fn namespace(&self) -> Option<u64> {
+        fs::read_link(self.directory.join(NAMESPACE)).ok()?.to_str()?.parse().ok()
+    }
+
     /// Where a map is pinned.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
@@ -243,6 +288,7 @@ impl Pins {
             }
             remove_directory(&directory)?;
         }
+        remove_file(&self.directory.join(NAMESPACE))?;
         remove_directory(&self.directory)?;
         if let Some(parent) = self.directory.parent().filter(|parent| *parent != Path::new(BPFFS)) {
             // Another instance's may be in it.
@@ -256,6 +302,16 @@ impl fmt::Display for Pins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.directory.display().fmt(f)
     }
+}
+
+fn namespace_here() -> Result<u64, PinsError> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    let there = fs::metadata(path);
+    there.map(|there| there.ino()).map_err(|source| PinsError::File {
+        doing: "looking at",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The files of a directory; none if it is not there.

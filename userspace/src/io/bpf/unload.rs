@@ -12,7 +12,7 @@ use super::{
     super::{netlink::now::links_now, tc},
     Datapath,
     attach::{drop_guard, drop_link, programs_of},
-    error::{Chain, LoadError},
+    error::{Chain, LoadError, elsewhere},
     pins::{LinkName, Pinned, Pins, PinsError},
     sys::tcx_egress,
     tables::Tables,
@@ -81,6 +81,9 @@ impl Pins {
         if !self.exists() {
             return Ok(());
         }
+        if let Some(inode) = self.elsewhere().map_err(UnloadError::pins)? {
+            return Err(UnloadError::Elsewhere { pins: self.clone(), inode });
+        }
         // Of another layout, or half made: there is nothing to be silenced that could be found.
         if let Err(error) = self.silence() {
             tracing::warn!("not silenced before it is taken off: {}", Chain(&error));
@@ -141,6 +144,13 @@ pub enum UnloadError {
         /// Its answer.
         source: io::Error,
     },
+    /// It is attached in another network namespace; nothing was touched.
+    Elsewhere {
+        /// Where it is pinned.
+        pins: Pins,
+        /// Inode of that namespace.
+        inode: u64,
+    },
     /// A pin could not be removed.
     Pins {
         /// Which, and why.
@@ -163,7 +173,7 @@ impl UnloadError {
         match self {
             Self::Kernel { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
             Self::Pins { source } => source.is_permission(),
-            Self::Left { .. } => false,
+            Self::Elsewhere { .. } | Self::Left { .. } => false,
         }
     }
 }
@@ -172,6 +182,7 @@ impl fmt::Display for UnloadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel { doing, .. } => write!(f, "{doing} failed; run 'arpwarden unload' again"),
+            Self::Elsewhere { pins, inode } => elsewhere(f, pins, *inode),
             Self::Pins { .. } => f.write_str("removing what is pinned; run 'arpwarden unload' again"),
             Self::Left { left } => write!(
                 f,
@@ -187,7 +198,7 @@ impl Error for UnloadError {
         match self {
             Self::Kernel { source, .. } => Some(source),
             Self::Pins { source } => Some(source),
-            Self::Left { .. } => None,
+            Self::Elsewhere { .. } | Self::Left { .. } => None,
         }
     }
 }

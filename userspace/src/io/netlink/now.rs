@@ -17,8 +17,8 @@ use rtnetlink::{
 use super::{ATTEMPTS, Message, request_of};
 use crate::io::link::Link;
 
-/// Sends a request and gives its answers: the items of a list (NLM_F_DUMP), nothing (NLM_F_ACK), or one. An answer
-/// that is not understood is `None`.
+/// Sends a request and gives its answers: the items of a list (NLM_F_DUMP), or what comes before the acknowledgement,
+/// which every other request asks for, since some have an answer only now and then. One that is not understood is `None`.
 ///
 /// # Errors
 /// The kernel's.
@@ -39,7 +39,9 @@ fn ask_once(
     message: &RouteNetlinkMessage,
     flags: u16,
 ) -> io::Result<Option<Vec<Option<RouteNetlinkMessage>>>> {
-    let mut request = request_of(message.clone(), flags | NLM_F_REQUEST);
+    // Two bits, of which NLM_F_EXCL is one.
+    let end = if flags & NLM_F_DUMP == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+    let mut request = request_of(message.clone(), flags | end | NLM_F_REQUEST);
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
@@ -50,7 +52,6 @@ fn ask_once(
     // Linux 4.20: the kernel itself leaves out of a list what was not asked for.
     let _ = socket.set_netlink_get_strict_chk(true);
     socket.send(&bytes, 0)?;
-    let one = flags & (NLM_F_DUMP | NLM_F_ACK) == 0;
     let (mut answers, mut torn) = (Vec::new(), false);
     loop {
         let (datagram, _) = socket.recv_from_full()?;
@@ -71,9 +72,6 @@ fn ask_once(
                 }
                 _ => {}
             }
-        }
-        if one && !answers.is_empty() {
-            return Ok(Some(answers));
         }
     }
 }

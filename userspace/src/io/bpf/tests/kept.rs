@@ -107,6 +107,8 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
 
 #[test]
 fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
+    /// The verifier takes a second or two for each on a busy machine.
+    const SWAPS: usize = 3;
     for mode in [Mode::Generic, Mode::Native] {
         if !own_network::with_mounts(&PAIR) {
             return;
@@ -125,14 +127,14 @@ fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
         drop(datapath);
         let flood = Wire::on("b").flood(on_a(5).address);
         let mut programs = BTreeSet::new();
-        for _ in 0..10 {
+        for _ in 0..SWAPS {
             let (datapath, left) = scratch.adopt();
             assert_eq!(left.links[0].xdp, Some(mode));
             programs.insert(link_now(index_of("a")).unwrap().unwrap().xdp.unwrap().id);
             datapath.keep();
         }
         let (requests, answers) = flood.end();
-        assert_eq!(programs.len(), 10);
+        assert_eq!(programs.len(), SWAPS);
         assert!(requests > 1_000, "{requests}");
         assert_eq!(answers, requests);
         peer.remove_all().unwrap();
@@ -218,7 +220,7 @@ fn a_link_whose_interface_has_gone_is_dead_and_unpinned() {
     drop(datapath);
     own_network::ip("link del dev a");
     let (mut datapath, left) = scratch.adopt();
-    let state = LinkState::Dead("the interface has gone".to_owned());
+    let state = LinkState::Dead(Missing::InterfaceGone);
     assert_eq!(left.links, [KeptLink { index, xdp: None, guard: false, state }]);
     assert_eq!(scratch.0.link_names().unwrap(), []);
     assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
@@ -244,7 +246,7 @@ fn an_interface_in_another_namespace_is_let_go() {
     own_network::ip(&format!("link set dev a netns {}", other.id()));
     let (_datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
-    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("namespace")), "{link:?}");
+    assert_eq!(link.state, LinkState::Dead(Missing::InterfaceMoved));
     assert_eq!((link.index, link.xdp, link.guard), (index, None, false));
     assert_eq!(scratch.0.link_names().unwrap(), []);
     let output = Command::new("nsenter")
@@ -275,7 +277,7 @@ fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
 
     let (mut datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
-    assert!(matches!(&link.state, LinkState::Dead(reason) if reason.contains("from outside")), "{link:?}");
+    assert_eq!(link.state, LinkState::Dead(Missing::Detached));
     assert_eq!(link.xdp, None);
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::Foreign { .. }), "{error:?}");
