@@ -56,6 +56,21 @@ fn noticed(violations: &[Violation], kind: Kind) {
     assert!(violations.iter().any(|violation| violation.kind == kind), "no {kind:?} in {violations:#?}");
 }
 
+/// Has a stranger probe for address 0 until this is noticed: an answer counts from 5 ms after its right has ended, and
+/// a question is closed, its answers counted, after 300 ms.
+#[track_caller]
+fn probed_until(stage: &mut Stage<'_>, kind: Kind) -> Vec<Violation> {
+    let deadline = boot_ns() + 2_000_000_000;
+    let mut violations = Vec::new();
+    while boot_ns() < deadline {
+        violations.extend(stage.perform(&Step::StrangerProbes { address: 0 }).err().into_iter().flatten());
+        if violations.iter().any(|violation: &Violation| violation.kind == kind) {
+            return violations;
+        }
+    }
+    panic!("no {kind:?} in {violations:#?}");
+}
+
 #[test]
 fn an_owner_that_somebody_made_by_hand_is_noticed_as_a_second_answer() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -63,9 +78,8 @@ fn an_owner_that_somebody_made_by_hand_is_noticed_as_a_second_answer() {
     let mut stage = Stage::set(&net, |_| {});
     stage.perform(&CLAIM).expect("a free address");
     net.host(PLAIN).ns.ip(&format!("address add {}/32 dev eth0", address(0)));
-    let violations = stage.perform(&Step::StrangerProbes { address: 0 }).expect_err("two owners");
+    let violations = probed_until(&mut stage, Kind::SecondAnswer);
     noticed(&violations, Kind::Spoke);
-    noticed(&violations, Kind::SecondAnswer);
 }
 
 #[test]
@@ -78,8 +92,7 @@ fn a_dead_daemons_kernel_that_answers_is_noticed() {
     // What a crash would leave if nothing were pinned: the address on the interface, and nobody before the kernel.
     stage.nodes[0].unpin();
     stage.checker.judge.rights.set(0, address(0), boot_ns(), Right::Silent, "taken away");
-    let violations = stage.perform(&Step::StrangerProbes { address: 0 }).expect_err("its kernel answers");
-    noticed(&violations, Kind::Spoke);
+    probed_until(&mut stage, Kind::Spoke);
 }
 
 /// The daemon of a test build that leaves out the safety that its environment names: beside the shipped one, or where

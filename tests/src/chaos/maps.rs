@@ -9,6 +9,8 @@ use arpwarden_common::{
 };
 use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 
+use crate::kernel;
+
 /// Maps of an instance.
 pub(super) struct Maps {
     slots: Array<MapData, Slot>,
@@ -24,7 +26,7 @@ impl Maps {
     /// # Panics
     /// If they are not pinned.
     pub(super) fn of(instance: &str) -> Self {
-        let folder = Path::new("/sys/fs/bpf/arpwarden").join(instance).join("maps");
+        let folder = kernel::pins(instance).join("maps");
         Self {
             slots: open(&folder, names::SLOTS),
             groups: open(&folder, names::GROUPS),

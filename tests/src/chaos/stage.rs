@@ -86,7 +86,7 @@ impl<'net> Stage<'net> {
             nodes,
             checker: Checker::watch(net, addresses()),
             model: Model::default(),
-            asker: Asker::start(net.host(STRANGER), addresses().collect()),
+            asker: Asker::start(net.host(STRANGER), addresses().collect(), net.host(PLAIN).ip),
             books: Books::default(),
             stranger: net.host(STRANGER).wire(),
             strangers: 0,
@@ -95,6 +95,7 @@ impl<'net> Stage<'net> {
             calm_ns: [[0; ADDRESSES]; NODES],
             flapped: [false; NODES],
         };
+        stage.checker.judge.measure_by(PLAIN, net.host(PLAIN).ip);
         for node in 0..NODES {
             stage.start(node);
         }
@@ -635,7 +636,7 @@ impl<'net> Stage<'net> {
             })?;
         }
         self.books.unloaded(node);
-        let pins = std::path::Path::new("/sys/fs/bpf/arpwarden").join(&self.nodes[node].instance);
+        let pins = self.nodes[node].pins();
         self.insist(!pins.exists(), || format!("after `unload` there still is {}", pins.display()))?;
         let links = tools::snapshot(&self.nodes[node].host.ns);
         self.insist(!links.contains("xdp"), || format!("after `unload` a program is still there: {links}"))

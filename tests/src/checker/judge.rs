@@ -72,6 +72,8 @@ pub const ANSWER_NS: u64 = 5_000_000;
 pub const IN_FLIGHT_NS: u64 = 5_000_000;
 /// Then a question is closed. What comes later is late by any measure, and nobody had asked.
 const CLOSED_NS: u64 = 300_000_000;
+/// A yardstick that is asked so close to a question tells whether the machine could have let anybody answer it.
+const YARDSTICK_NS: u64 = 10_000_000;
 /// What has been announced for so long is known to every host.
 const KNOWN_NS: u64 = 100_000_000;
 /// DEFEND_INTERVAL (RFC 5227 §1.1).
@@ -125,6 +127,24 @@ struct Question {
     excused: bool,
 }
 
+/// A question for an address that the kernel of a plain host answers.
+#[derive(Debug)]
+struct Measure {
+    asked_ns: u64,
+    asker: MacAddr,
+    answered_ns: Option<u64>,
+}
+
+/// How the machine did around a question, by its yardsticks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Machine {
+    KeptUp,
+    /// A yardstick was late.
+    Lagged,
+    /// One was not answered at all.
+    StoodStill,
+}
+
 /// A claim that has come to a host that holds the address.
 #[derive(Debug)]
 struct Challenge {
@@ -159,6 +179,10 @@ pub struct Judge {
     current: BTreeMap<usize, (u64, MacAddr)>,
     /// In order of time.
     questions: Vec<Question>,
+    /// Whose address is the yardstick.
+    yardstick: Option<(usize, Ipv4Addr)>,
+    /// In order of time.
+    measures: Vec<Measure>,
     challenges: Vec<Challenge>,
     duties: BTreeMap<(usize, Ipv4Addr), Vec<(u64, Duty)>>,
     /// Until when two may answer, by design.
@@ -183,6 +207,8 @@ impl Judge {
             macs,
             current: BTreeMap::new(),
             questions: Vec::new(),
+            yardstick: None,
+            measures: Vec::new(),
             challenges: Vec::new(),
             duties: BTreeMap::new(),
             shared: BTreeMap::new(),
@@ -191,6 +217,13 @@ impl Judge {
             took: Vec::new(),
             violations: Vec::new(),
         }
+    }
+
+    /// This address is its host's own, and the host a plain one: who is asked for it right before or behind a question
+    /// answers in time if the machine lets anybody. On a busy machine a processor may do nothing for longer than an
+    /// owner has to answer, so an owner is late only if every yardstick around the question was in time.
+    pub fn measure_by(&mut self, host: usize, own: Ipv4Addr) {
+        self.yardstick = Some((host, own));
     }
 
     /// The host is about to get another MAC; both are its own from now on.
@@ -262,7 +295,33 @@ impl Judge {
         self.addresses.contains(&address).then_some(address)
     }
 
+    /// Notes questions for the yardstick, and its answers.
+    fn measure(&mut self, seen: &Seen) {
+        let Some((host, own)) = self.yardstick else { return };
+        let frame = seen.frame;
+        if frame.target_ip == own.into() && asks(&frame) {
+            self.measures.push(Measure { asked_ns: seen.at_ns, asker: frame.source, answered_ns: None });
+        } else if seen.host == host && seen.is_answer() && frame.sender_ip == own.into() {
+            let of = |measure: &&mut Measure| measure.asker == frame.destination;
+            if let Some(measure) = self.measures.iter_mut().rev().find(of) {
+                measure.answered_ns.get_or_insert(seen.at_ns);
+            }
+        }
+    }
+
+    /// How the machine did around a moment.
+    fn machine(&self, at_ns: u64) -> Machine {
+        let around = self.measures.iter().filter(|measure| measure.asked_ns.abs_diff(at_ns) < YARDSTICK_NS);
+        let states = around.map(|measure| match measure.answered_ns {
+            None => Machine::StoodStill,
+            Some(answered_ns) if answered_ns - measure.asked_ns > ANSWER_NS => Machine::Lagged,
+            Some(_) => Machine::KeptUp,
+        });
+        states.max().unwrap_or(Machine::KeptUp)
+    }
+
     fn sent(&mut self, seen: Seen) {
+        self.measure(&seen);
         let frame = seen.frame;
         let spoken_for = self.managed(frame.sender_ip.into());
         if let Some(address) = spoken_for
@@ -424,6 +483,9 @@ impl Judge {
         for question in self.questions.drain(..at).collect::<Vec<_>>() {
             self.close_question(question);
         }
+        let past = until_ns.saturating_sub(YARDSTICK_NS);
+        let at = self.measures.partition_point(|measure| measure.asked_ns < past);
+        self.measures.drain(..at);
     }
 
     fn close_question(&mut self, question: Question) {
@@ -448,12 +510,14 @@ impl Judge {
         if excused {
             return;
         }
+        let machine = self.machine(asked.at_ns);
         for (host, at_ns) in delivered {
             let (least, _) = self.rights.during(host, address, at_ns, at_ns + ANSWER_NS);
             if least != Right::Must {
                 continue;
             }
             match answers.iter().find(|answer| answer.host == host) {
+                None if machine == Machine::StoodStill => {}
                 None => {
                     let why = self.rights.explain(host, address, at_ns);
                     let what = format!("host {host} did not answer for {address}: {why}");
@@ -462,7 +526,7 @@ impl Judge {
                 Some(answer) => {
                     let took = answer.at_ns.saturating_sub(at_ns);
                     self.took.push(took);
-                    if took > ANSWER_NS {
+                    if took > ANSWER_NS && machine == Machine::KeptUp {
                         let what = format!("host {host} took {} µs to answer for {address}", took / 1_000);
                         self.violations.push(violation(Kind::Late, what, &answers));
                     }
@@ -636,6 +700,35 @@ mod tests {
         assert_eq!(kinds(judge(), claim), [], "gratuitous");
         let claim = asked(2 * SECOND, &Outgoing { sender_ip: A.into(), ..question() });
         assert_eq!(kinds(judge(), claim), [], "a claim, whose place a defence may take");
+    }
+
+    #[test]
+    fn a_late_owner_is_right_if_the_machine_let_nobody_answer_and_only_then() {
+        const OWN: Ipv4Addr = ip(3);
+        let [sent, arrived] = asked(2 * SECOND, &question());
+        let late = || seen(0, true, 2 * SECOND + 10_001 + ANSWER_NS, &answer(0));
+        let measured = |asked_ns, took: Option<u64>| {
+            let mut judge = judge();
+            judge.measure_by(2, OWN);
+            let mut frames = vec![seen(1, true, asked_ns, &request(stranger(2), ip(9), OWN))];
+            let answer = reply(mac(2), OWN, stranger(2), ip(9));
+            frames.extend(took.map(|took| seen(2, true, asked_ns + took, &answer)));
+            (judge, frames)
+        };
+        let told = |asked_ns, took, answered: bool| {
+            let (judge, frames) = measured(asked_ns, took);
+            let frames = frames.into_iter().chain([sent.clone(), arrived.clone()]);
+            let mut frames: Vec<Seen> = frames.chain(answered.then(late)).collect();
+            frames.sort_by_key(|seen| seen.at_ns);
+            kinds(judge, frames)
+        };
+        let just_before = 2 * SECOND - MS;
+        assert_eq!(told(just_before, Some(MS), true), [Kind::Late], "the yardstick was in time");
+        assert_eq!(told(just_before, Some(6 * MS), true), []);
+        assert_eq!(told(just_before, None, true), []);
+        assert_eq!(told(2 * SECOND - 11 * MS, Some(9 * MS), true), [Kind::Late], "at another moment");
+        assert_eq!(told(just_before, Some(6 * MS), false), [Kind::NoAnswer], "silence is no lateness");
+        assert_eq!(told(just_before, None, false), [], "nobody answered at all");
     }
 
     #[test]
