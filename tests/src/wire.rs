@@ -69,6 +69,11 @@ impl std::fmt::Debug for Captured {
     }
 }
 
+thread_local! {
+    /// Room for any frame: captures keep what a frame has, not what it might have had.
+    static SCRATCH: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; 65_536]);
+}
+
 impl Wire {
     /// A socket on `interface` that sees everything, both ways.
     ///
@@ -206,11 +211,14 @@ impl Wire {
     }
 
     fn take(&self) -> Option<Captured> {
-        let mut bytes = vec![0; 65_536];
+        SCRATCH.with_borrow_mut(|scratch| self.take_by(scratch))
+    }
+
+    fn take_by(&self, scratch: &mut [u8]) -> Option<Captured> {
         let mut control = [0_u64; 32];
         // SAFETY: all zeros is a value of these plain C structs.
         let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+        let mut part = libc::iovec { iov_base: scratch.as_mut_ptr().cast(), iov_len: scratch.len() };
         // SAFETY: as above.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_name = (&raw mut from).cast();
@@ -226,11 +234,11 @@ impl Wire {
             return match error.raw_os_error() {
                 Some(libc::EAGAIN) => None,
                 // Told once when the interface goes down, before what came in until then.
-                Some(libc::ENETDOWN | libc::EINTR) => self.take(),
+                Some(libc::ENETDOWN | libc::EINTR) => self.take_by(scratch),
                 _ => panic!("receiving a frame: {error}"),
             };
         };
-        bytes.truncate(length);
+        let mut bytes = scratch[..length].to_vec();
         let mut real_ns = 0;
         // SAFETY: `message` was filled by recvmsg, its control buffer is alive.
         let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
