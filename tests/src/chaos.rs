@@ -129,7 +129,12 @@ fn report(stage: &Stage<'_>, violations: Vec<Violation>, told: Vec<String>) -> R
     });
     let logs = stage.nodes.iter().enumerate().map(|(number, node)| {
         let log = node.log();
-        let lines: Vec<&str> = log.lines().collect();
+        // What is about other addresses is not what is looked for.
+        let about = first.and_then(|first| first.address).map(|address| format!("address={address} "));
+        let tells = |line: &&str| {
+            about.as_ref().is_none_or(|about| line.contains(about) || !line.contains("address="))
+        };
+        let lines: Vec<&str> = log.lines().filter(tells).collect();
         let last = &lines[lines.len().saturating_sub(SHOWN)..];
         format!("log of node {number}:\n  {}", last.join("\n  "))
     });

@@ -117,6 +117,20 @@ impl<'net> Node<'net> {
         // A socket of a killed daemon says nothing about the next one: the file must be a new one.
         let before = inode(&socket);
         self.spawn(arguments);
+        self.wait_for_socket(before);
+    }
+
+    /// Waits until the daemon listens that [`Node::spawn`] started as the instance's first.
+    ///
+    /// # Panics
+    /// If it ends or does not listen in time, with its log.
+    pub fn wait_until_it_listens(&mut self) {
+        self.wait_for_socket(None);
+    }
+
+    /// Waits for the control socket, which has to be another one than `before`.
+    fn wait_for_socket(&mut self, before: Option<u64>) {
+        let socket = self.folder().join("control.sock");
         wait_for("the control socket", START, || {
             let daemon = self.daemon.as_mut().expect("just started");
             if let Some(status) = daemon.try_wait().expect("a child") {

@@ -144,6 +144,14 @@ fn without_the_lease_check_a_hung_owner_answers_for_ever() {
 }
 
 #[test]
+fn without_the_word_that_it_has_fallen_a_dead_daemons_program_goes_on_to_answer() {
+    let claim = Step::Claim { node: 0, address: 1, way: Way::Probe, defend: Defend::Yield, leased: false };
+    let lost = Step::StrangerClaims { address: 1, form: Form::Reply };
+    let report = without("fallen", &[claim, Step::Kill { node: 0 }, lost]);
+    noticed(&report.violations, Kind::Spoke);
+}
+
+#[test]
 fn without_the_adoption_check_a_new_start_answers_for_what_was_lost_meanwhile() {
     let claim = Step::Claim { node: 0, address: 1, way: Way::Probe, defend: Defend::Yield, leased: false };
     let report = without(

@@ -96,8 +96,11 @@ impl<'net> Stage<'net> {
             flapped: [false; NODES],
         };
         stage.checker.judge.measure_by(PLAIN, net.host(PLAIN).ip);
+        // All at once: most of a start is the kernel's look at the program.
+        stage.nodes.iter_mut().for_each(|node| node.spawn(&RUN));
         for node in 0..NODES {
-            stage.start(node);
+            stage.nodes[node].wait_until_it_listens();
+            stage.started(node);
         }
         stage
     }
@@ -351,6 +354,11 @@ impl<'net> Stage<'net> {
     fn start(&mut self, node: usize) {
         self.set_all_perhaps(node);
         self.nodes[node].run(&RUN);
+        self.started(node);
+    }
+
+    /// The node's daemon listens.
+    fn started(&mut self, node: usize) {
         self.events[node] = Some(self.nodes[node].events());
         self.books.started(node);
         self.model.nodes[node].daemon = Daemon::Running;
