@@ -4,6 +4,8 @@
 //! Everything panics instead of returning errors: it runs in tests only.
 
 pub mod asks;
+pub mod chaos;
+pub mod checker;
 pub mod flood;
 pub mod kernel;
 pub mod netns;

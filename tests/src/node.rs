@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::Ipv4Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
@@ -81,6 +81,10 @@ pub struct Node<'net> {
     pub host: &'net Host,
     /// Its instance name.
     pub instance: String,
+    /// What is run as the daemon: [`program`] unless a test has another build of it.
+    pub program: PathBuf,
+    /// Set in the daemon's environment.
+    pub environment: Vec<(&'static str, String)>,
     daemon: Option<Child>,
 }
 
@@ -101,7 +105,7 @@ impl<'net> Node<'net> {
     pub fn new(host: &'net Host) -> Self {
         sweep();
         let instance = format!("awt-{}-{}", std::process::id(), unique());
-        Self { host, instance, daemon: None }
+        Self { host, instance, program: program(), environment: Vec::new(), daemon: None }
     }
 
     /// Starts the daemon and waits until it listens.
@@ -113,6 +117,20 @@ impl<'net> Node<'net> {
         // A socket of a killed daemon says nothing about the next one: the file must be a new one.
         let before = inode(&socket);
         self.spawn(arguments);
+        self.wait_for_socket(before);
+    }
+
+    /// Waits until the daemon listens that [`Node::spawn`] started as the instance's first.
+    ///
+    /// # Panics
+    /// If it ends or does not listen in time, with its log.
+    pub fn wait_until_it_listens(&mut self) {
+        self.wait_for_socket(None);
+    }
+
+    /// Waits for the control socket, which has to be another one than `before`.
+    fn wait_for_socket(&mut self, before: Option<u64>) {
+        let socket = self.folder().join("control.sock");
         wait_for("the control socket", START, || {
             let daemon = self.daemon.as_mut().expect("just started");
             if let Some(status) = daemon.try_wait().expect("a child") {
@@ -125,7 +143,7 @@ impl<'net> Node<'net> {
     /// Starts the daemon and waits for nothing.
     pub fn spawn(&mut self, arguments: &[&str]) {
         let mut command = self.command(&["run"]);
-        command.args(arguments);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a descriptor")).stderr(log);
         self.daemon = Some(command.spawn().expect("the daemon starts"));
@@ -133,7 +151,7 @@ impl<'net> Node<'net> {
 
     /// A command of the program under test, in the host's namespace and with the node's instance name.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.host.ns.command(program());
+        let mut command = self.host.ns.command(&self.program);
         command.args(["--instance", &self.instance]).args(arguments);
         command
     }
@@ -297,6 +315,12 @@ impl<'net> Node<'net> {
         kernel::pins(&self.instance)
     }
 
+    /// Removes the pins of the instance, and with them what they hold.
+    pub fn unpin(&self) {
+        // Whatever is not there needs no removal.
+        drop(fs::remove_dir_all(self.pins()));
+    }
+
     fn log_file(&self) -> PathBuf {
         std::env::temp_dir().join(format!("{}.log", self.instance))
     }
@@ -315,7 +339,7 @@ impl Drop for Node<'_> {
         // Whatever is not there needs no removal.
         drop(fs::remove_file(self.log_file()));
         drop(fs::remove_dir_all(self.folder()));
-        drop(fs::remove_dir_all(self.pins()));
+        self.unpin();
     }
 }
 
@@ -375,6 +399,16 @@ impl Events {
         Self { child, lines }
     }
 
+    /// All events that are waiting.
+    pub fn drain(&self) -> Vec<Event> {
+        self.lines.try_iter().map(|(read_ns, json)| Event { read_ns, json }).collect()
+    }
+
+    /// All that come until the daemon ends.
+    pub fn rest(self) -> Vec<Event> {
+        self.lines.iter().map(|(read_ns, json)| Event { read_ns, json }).collect()
+    }
+
     /// The first event that `wanted` likes; those before it are gone.
     ///
     /// # Panics
@@ -429,7 +463,7 @@ impl Drop for Events {
     }
 }
 
-fn inode(path: &std::path::Path) -> Option<u64> {
+fn inode(path: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     Some(fs::symlink_metadata(path).ok()?.ino())
 }

@@ -8,7 +8,7 @@ use arpwarden_common::abi::omit;
 pub(crate) enum Omission {
     /// Bits of [`omit`] that the program leaves out.
     Program(u32),
-    /// What an earlier run has left is taken for ours whatever became of it.
+    /// What an earlier run has left is taken for ours whatever became of it, in the maps and in events not yet told.
     Adoption,
 }
 

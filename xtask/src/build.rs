@@ -50,6 +50,29 @@ pub(crate) fn tests() -> Result<Vec<TestProgram>> {
     Ok(tests)
 }
 
+/// Builds the daemon that lets the environment take one of its safeties away, for the tests of the checker, and returns the
+/// path of a copy: the next build puts the shipped one in its place. With the selection of all other builds, so that
+/// nothing but the daemon itself is compiled for it.
+pub(crate) fn daemon_that_omits() -> Result<PathBuf> {
+    let mut cargo = process::cargo();
+    cargo.arg("build").args(PACKAGES).args(["--bin", "arpwarden", "--features", "arpwarden/omit"]);
+    let built = only(executables(&mut cargo)?, "daemon")?;
+    let folder = process::target_directory().join("omit");
+    // As the user, who has to be able to remove it.
+    process::check(process::as_user("mkdir").arg("-p").arg(&folder))?;
+    let copy = folder.join("arpwarden");
+    process::check(process::as_user("cp").arg("--force").args([&built, &copy]))?;
+    Ok(copy)
+}
+
+/// Builds the test program `name`, and the daemon beside it, and returns its path.
+pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
+    let mut daemon = process::cargo();
+    executables(daemon.arg("build").args(PACKAGES).args(["--bin", "arpwarden"]))?;
+    let mut test = process::cargo();
+    only(executables(test.arg("test").args(PACKAGES).args(["--test", name, "--no-run"]))?, "test program")
+}
+
 /// The tests in documentation: Cargo alone knows how to run them.
 pub(crate) fn documentation_tests() -> Command {
     let mut cargo = process::cargo();

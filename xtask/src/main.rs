@@ -59,6 +59,15 @@ enum Task {
         /// Only tests whose names contain this
         filter: Option<String>,
     },
+    /// Play a story in which everything goes wrong, and watch the wire; a seed tells the same story again
+    Chaos {
+        /// How many steps; a hundred take half a minute
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        steps: usize,
+        /// Which story; a new one if it is left out
+        #[arg(long, value_name = "S")]
+        seed: Option<u64>,
+    },
     /// Measure: nanoseconds per frame, and bulk TCP through the interface
     Bench,
     /// Format, clippy, rustdoc, and the dependency rules where cargo-deny is there
@@ -119,6 +128,10 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
         Task::Test { filter } => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;
             return test::run(filter.as_deref());
+        }
+        Task::Chaos { steps, seed } => {
+            setup::ensure(&[Set::Build, Set::Test], yes)?;
+            test::chaos(steps, seed)?;
         }
         Task::Bench => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;

@@ -14,6 +14,19 @@ use crate::{build, process};
 /// which the ones with a deadline of 10 ms would notice.
 const TEST_THREADS: &str = "4";
 
+/// Plays a story in which everything goes wrong, of so many steps and of this seed or a new one.
+pub(crate) fn chaos(steps: usize, seed: Option<u64>) -> Result<()> {
+    let program = build::test_program("chaos")?;
+    let steps = steps.to_string();
+    let seed = seed.map(|seed| seed.to_string());
+    let mut environment: Vec<(&str, &OsStr)> =
+        vec![("ARPWARDEN_CHAOS_STEPS", steps.as_ref()), ("RUST_BACKTRACE", "0".as_ref())];
+    environment.extend(seed.as_ref().map(|seed| ("ARPWARDEN_CHAOS_SEED", seed.as_ref())));
+    let mut command = process::as_root(&program, &environment)?;
+    let story = "a_story_of_a_new_seed_breaks_no_promise";
+    process::run(command.args(["--exact", story, "--nocapture", "--quiet"]))
+}
+
 #[derive(Default)]
 struct Tally {
     passed: u32,
@@ -27,10 +40,12 @@ struct Tally {
 /// Runs the tests whose names contain `filter`. The exit code says whether all passed.
 pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     // All builds first: an error in any of them should not come after minutes of tests.
+    let omitting = build::daemon_that_omits()?;
     let programs = build::tests()?;
     let iputils = Arping::Iputils.find().context("the arping of iputils is gone: cargo xtask setup")?;
     let habets = Arping::Habets.find().context("the other arping is gone: cargo xtask setup")?;
-    let environment: [(&str, &OsStr); 3] = [
+    let environment: [(&str, &OsStr); 4] = [
+        ("ARPWARDEN_OMITTING", omitting.as_os_str()),
         ("ARPWARDEN_IPUTILS_ARPING", iputils.as_os_str()),
         ("ARPWARDEN_HABETS_ARPING", habets.as_os_str()),
         ("RUST_BACKTRACE", "1".as_ref()),

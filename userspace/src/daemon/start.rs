@@ -76,7 +76,13 @@ pub(super) async fn serve(
     let (mut datapath, found) = Datapath::open(&pins, log_level).map_err(|error| {
         kept(Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into()))
     })?;
-    let events = datapath.take_events();
+    #[cfg_attr(not(feature = "omit"), expect(unused_mut, reason = "only a test's build skips events"))]
+    let mut events = datapath.take_events();
+    #[cfg(feature = "omit")]
+    if crate::omit::omission() == Some(crate::omit::Omission::Adoption) {
+        // What was told meanwhile would give up what has fallen.
+        while events.next().is_some() {}
+    }
     if let Some(mut logger) = datapath.take_logger() {
         tokio::spawn(async move {
             loop {
@@ -284,10 +290,12 @@ impl Daemon {
         // A generation that has not fallen.
         let generation = kept.word.generation().wrapping_add(1);
         let word = StateWord::new(kept.word.mac(), State::Online, 0, generation);
-        if let Err(error) = self.datapath.store(&key, word) {
+        if let Err(error) = self.datapath.store_lease(&key, 0).and_then(|()| self.datapath.store(&key, word))
+        {
             warn!("{error}");
         }
-        Kept { word, lease_until: None, fallen: false, ..kept }
+        let spec = kept.spec.map(|spec| arpwarden_engine::OnlineSpec { lease: None, ..spec });
+        Kept { word, spec, lease_until: None, fallen: false, ..kept }
     }
 
     /// Gives up what an earlier run has left where the program is not: first the words, then the interface. If its
