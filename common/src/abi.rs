@@ -190,7 +190,7 @@ pub const MOVES: usize = 8;
 #[repr(C)]
 pub struct Record {
     /// [`crate::state::StateWord::mark`] of the word under which the program itself has given the address up; 0 for
-    /// none. Under a word with that mark it may not answer.
+    /// none. Under a word with that mark it may not answer. User space takes it back when that mark comes round again.
     pub fallen: u32,
     /// Always 0.
     pub pad: u32,

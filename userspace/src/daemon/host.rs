@@ -8,10 +8,11 @@ use arpwarden_common::{
     abi::{self, AddressKey, Port},
     net::{MacAddr, Vlan},
     state::State,
+    wire::arp::{Form, REQUEST},
 };
 use arpwarden_engine::{
     Input, Interface, MonoTime, Reason,
-    input::{Pace, Register},
+    input::{Claimant, Pace, Register, Sighting, SightingKind},
 };
 use tracing::{info, warn};
 
@@ -393,6 +394,7 @@ impl Daemon {
         for index in self.carriers.keys().copied().collect::<Vec<_>>() {
             self.look_at_carrier(index);
         }
+        self.look_at_falls();
         self.look_at_routes().await;
         let now = clock::now();
         let known = self.former_macs.len();
@@ -438,6 +440,34 @@ impl Daemon {
         }
         if let Some(carrier) = self.carriers.get_mut(&index) {
             carrier.presence = presence;
+        }
+    }
+
+    /// Looks for addresses that the program has given up: the ring may have had no room for the event.
+    fn look_at_falls(&mut self) {
+        let fallen: Vec<AddressKey> = self
+            .engine
+            .addresses()
+            .filter(|(key, managed)| managed.state().may_answer() && self.datapath.has_fallen(key))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in fallen {
+            let record = self.datapath.record(&key).unwrap_or_default();
+            let claimant = Claimant { mac: record.owner, ethernet_source: record.owner };
+            let sighting = Sighting {
+                kind: SightingKind::Claim,
+                claimant,
+                form: Form::Announcement,
+                operation: REQUEST,
+                count: 1,
+                repeat: false,
+                owner_changed: true,
+                defended: false,
+                fell: true,
+                at: clock::now(),
+            };
+            self.tell(Input::Seen { key, sighting });
+            self.perform();
         }
     }
 

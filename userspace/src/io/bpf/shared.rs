@@ -155,6 +155,7 @@ unsafe impl Shared for SharedRecord {
 }
 
 impl SharedRecord {
+    const FALLEN: usize = std::mem::offset_of!(Record, fallen) / 8;
     const DEFENDED: usize = std::mem::offset_of!(Record, defended_ns) / 8;
     const MOVES: usize = std::mem::offset_of!(Record, moves_ns) / 8;
     const FLOOD_TOLD: usize = std::mem::offset_of!(Record, flood_told) / 8;
@@ -171,6 +172,25 @@ impl SharedRecord {
         for word in &self.words {
             word.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// [`Record::fallen`].
+    pub(super) fn fallen(&self) -> u32 {
+        let [a, b, c, d, ..] = self.words[Self::FALLEN].load(Ordering::Acquire).to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// As the program does it.
+    #[cfg(test)]
+    pub(super) fn fall(&self, mark: u32) {
+        let [a, b, c, d] = mark.to_ne_bytes();
+        self.words[Self::FALLEN].store(u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]), Ordering::Release);
+    }
+
+    /// Takes [`Record::fallen`] back, under a word to which it does not apply.
+    pub(super) fn stand_up(&self) {
+        // What shares the word is always 0.
+        self.words[Self::FALLEN].store(0, Ordering::Release);
     }
 
     /// Says how many of the frames beyond those reported one by one were told.

@@ -297,8 +297,21 @@ impl Datapath {
     /// The address is not known to the program.
     pub fn store(&mut self, key: &AddressKey, word: StateWord) -> Result<(), UnknownAddress> {
         let slot = self.slot(key)?;
+        // A generation that has come round: what the program gave up under it was another claim.
+        if let (Some(place), Some(record)) = (self.tables.slots.get(slot), self.tables.records.get(slot))
+            && place.word().generation() != word.generation()
+            && record.fallen() == word.mark()
+        {
+            record.stand_up();
+        }
         self.store_in(slot, word);
         Ok(())
+    }
+
+    /// Whether the program has given up an address under the word that it has now.
+    pub fn has_fallen(&self, key: &AddressKey) -> bool {
+        self.standing(key)
+            .is_some_and(|standing| standing.word.may_answer() && standing.fallen == standing.word.mark())
     }
 
     fn store_in(&self, slot: u32, word: StateWord) {

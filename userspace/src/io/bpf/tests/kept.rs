@@ -381,6 +381,25 @@ fn the_permit_to_defend_is_given_once_an_interval_and_written_down() {
 }
 
 #[test]
+fn what_fell_under_a_generation_stays_silent_until_that_generation_comes_round() {
+    if !own_network::with_mounts(&PAIR) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
+    let slot = datapath.install(key(5), online(1)).unwrap();
+    datapath.tables.records.get(slot).unwrap().fall(online(1).mark());
+    assert!(datapath.has_fallen(&key(5)));
+    // Another word of the same claim, such as a new MAC or state, changes nothing.
+    datapath.store(&key(5), online(1)).unwrap();
+    assert!(datapath.has_fallen(&key(5)));
+    for generation in (2..=255).chain([0, 1]) {
+        datapath.store(&key(5), online(generation)).unwrap();
+        assert!(!datapath.has_fallen(&key(5)), "generation {generation}");
+    }
+}
+
+#[test]
 fn silence_is_for_all_but_watched_addresses_and_needs_no_daemon() {
     if !own_network::with_mounts(&PAIR) {
         return;
