@@ -45,7 +45,9 @@ pub const fn minute(now_ns: u64) -> u32 {
 /// Decides what becomes of a sighting at `now_ns` (CLOCK_BOOTTIME) of an address with these `windows`, by a
 /// host that is remembered as `claimant`, or is not. Returns the windows as they are after it. What the program itself
 /// has done about a claim has to be known, so that is reported (`due`) beyond all bounds: there is one defence in
-/// DEFEND_INTERVAL and one fall in the life of a claim.
+/// DEFEND_INTERVAL and one fall in the life of a claim. So has what takes away an address that is only just being claimed
+/// ([`crate::state::StateWord::is_provisional`]), or a flood would make a host deaf to the owner whom it asks; the first
+/// one ends that.
 ///
 /// The caller counts the frame: with [`Admission::Flood`] in the record's flood, else with the claimant. With
 /// [`Admission::Report`] the claimant's minute becomes [`minute`], and a host that was not remembered is now.
@@ -54,7 +56,7 @@ pub fn admit(
     windows: Windows,
     claimant: Option<Claimant>,
     kind: EventKind,
-    due: bool,
+    due: impl Fn() -> bool,
     now_ns: u64,
 ) -> (Windows, Admission) {
     let mut windows = windows;
@@ -72,13 +74,13 @@ pub fn admit(
         }
         let claim = matches!(kind, EventKind::Claim);
         let repeats = if claim { &mut windows.claim_repeats } else { &mut windows.other_repeats };
-        if *repeats >= REPEATS_PER_SECOND && !due {
+        if *repeats >= REPEATS_PER_SECOND && !due() {
             return (windows, Admission::Fold);
         }
         *repeats += 1;
         return (windows, Admission::Report { repeat: true });
     }
-    if windows.claimants < CLAIMANTS_PER_MINUTE || due {
+    if windows.claimants < CLAIMANTS_PER_MINUTE || due() {
         windows.claimants += 1;
         return (windows, Admission::Report { repeat: false });
     }
@@ -121,7 +123,7 @@ mod tests {
 
         fn handled(&mut self, host: u64, kind: EventKind, due: bool, now_ns: u64) -> Admission {
             let remembered = self.claimants.get(&(host, kind)).copied();
-            let (windows, admission) = admit(self.windows, remembered, kind, due, now_ns);
+            let (windows, admission) = admit(self.windows, remembered, kind, || due, now_ns);
             self.windows = windows;
             if matches!(admission, Admission::Report { .. }) {
                 let claimant = Claimant { frames: 1, told: 1, minute: minute(now_ns), pad: 0 };

@@ -178,6 +178,13 @@ impl StateWord {
         }
     }
 
+    /// Whether the first claim takes the address away again, which is up to user space: it is probed for, or was claimed
+    /// so lately that the program leaves its defence alone.
+    #[inline(always)]
+    pub const fn is_provisional(self) -> bool {
+        self.is(State::Probing) || (self.may_answer() && matches!(self.policy(), Policy::Leave))
+    }
+
     /// The generation, which every claim of the address raises.
     #[inline(always)]
     pub const fn generation(self) -> u8 {
@@ -227,6 +234,8 @@ mod tests {
                 assert_eq!(word.generation(), 0xa5);
                 assert_eq!(word.mark(), 256 + 0xa5);
                 assert_eq!(word.may_answer(), state.may_answer());
+                let left = state.may_answer() && policy == Policy::Leave;
+                assert_eq!(word.is_provisional(), left || state == State::Probing);
                 assert_eq!(State::from_number(state as u8), Some(state));
             }
         }

@@ -130,9 +130,12 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether the program has done something about the claim.
+    /// Whether the daemon has to know: the program has done something about the claim, or leaves it all to the daemon,
+    /// which gives the address up at the first one.
+    #[inline(always)]
     const fn due(&self) -> bool {
         self.flags & (Event::DEFENDED | Event::FELL) != 0
+            || (!matches!(self.kind, EventKind::Echo) && self.word.is_provisional())
     }
 }
 
@@ -172,7 +175,7 @@ fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
     let admission = unsafe {
         let windows = (&raw const (*record).windows).read();
         let claimant = claimant.map(|place| place.read());
-        let (windows, admission) = report::admit(windows, claimant, facts.kind, facts.due(), facts.now_ns);
+        let (windows, admission) = report::admit(windows, claimant, facts.kind, || facts.due(), facts.now_ns);
         (&raw mut (*record).windows).write(windows);
         admission
     };

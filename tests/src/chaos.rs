@@ -49,7 +49,11 @@ impl fmt::Display for Report {
         writeln!(f, "frames around it:")?;
         self.around.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         writeln!(f, "what is wrong:")?;
-        self.violations.iter().try_for_each(|violation| writeln!(f, "  {violation}"))
+        self.violations.iter().take(NAMED).try_for_each(|violation| writeln!(f, "  {violation}"))?;
+        match self.violations.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => writeln!(f, "  and {more} more"),
+        }
     }
 }
 
@@ -118,8 +122,12 @@ pub fn play<'net>(
     })
 }
 
-/// Frames and lines of a log that a report shows.
+/// Frames that a report shows.
 const SHOWN: usize = 40;
+/// Lines of each log that it shows.
+const LOGGED: usize = 200;
+/// Violations that it shows: one thing that is wrong may be so for each frame of a flood.
+const NAMED: usize = 10;
 
 fn report(stage: &Stage<'_>, violations: Vec<Violation>, told: Vec<String>) -> Report {
     let first = violations.first();
@@ -135,7 +143,7 @@ fn report(stage: &Stage<'_>, violations: Vec<Violation>, told: Vec<String>) -> R
             about.as_ref().is_none_or(|about| line.contains(about) || !line.contains("address="))
         };
         let lines: Vec<&str> = log.lines().filter(tells).collect();
-        let last = &lines[lines.len().saturating_sub(SHOWN)..];
+        let last = &lines[lines.len().saturating_sub(LOGGED)..];
         format!("log of node {number}:\n  {}", last.join("\n  "))
     });
     let logs = logs.collect();

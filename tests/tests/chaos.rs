@@ -95,6 +95,26 @@ fn a_dead_daemons_kernel_that_answers_is_noticed() {
     probed_until(&mut stage, Kind::Spoke);
 }
 
+#[test]
+fn a_flood_does_not_make_a_host_deaf_to_the_owner_whom_it_probes_for() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = |way| Step::ClaimTaken { node: 1, address: 0, way };
+    let steps = [
+        Step::PlainTakes { address: 0 },
+        taken(Way::Probe),
+        // More claimants than are reported one by one in a minute, and the owner none of them.
+        Step::Flood { address: 0, frames: 200 },
+        Step::PlainLeaves { address: 0 },
+        CLAIM,
+        taken(Way::Immediate),
+        taken(Way::Probe),
+        Step::Overreach { node: 1, address: 0 },
+    ];
+    if let Err(report) = play(&hosts(), &steps, |_| {}) {
+        panic!("{report}");
+    }
+}
+
 /// The daemon of a test build that leaves out the safety that its environment names: beside the shipped one, or where
 /// `cargo xtask test` says.
 fn daemon_that_omits() -> PathBuf {

@@ -150,6 +150,8 @@ struct Announcements {
     lone: Vec<Seen>,
     /// Time of the latest that was found to be a defence.
     defended_ns: Option<u64>,
+    /// Time of the latest that may have been one.
+    unclear_ns: Option<u64>,
     /// Defences found so far, from the beginning.
     defences: u64,
     /// Requests that may have been defences, or rounds that were cut in the middle.
@@ -540,11 +542,13 @@ impl Judge {
             if !owns || !self.has_duty(host, address, at_ns, at_ns + DEFENCE_NS, Duty::Defend) {
                 continue;
             }
-            let Announcements { lone, defended_ns, .. } =
+            let Announcements { lone, defended_ns, unclear_ns, .. } =
                 self.announcements.entry((host, address)).or_default();
             let interval = DEFEND_INTERVAL_NS + INTERVAL_SLACK_NS;
             let lately = |ns: u64| ns <= at_ns + DEFENCE_NS && at_ns < ns + interval;
-            let defended = defended_ns.is_some_and(lately) || lone.iter().any(|seen| lately(seen.at_ns));
+            // One that may have been a defence may have begun the interval.
+            let closed = [*defended_ns, *unclear_ns].into_iter().flatten().any(lately);
+            let defended = closed || lone.iter().any(|seen| lately(seen.at_ns));
             if !defended {
                 self.report(Violation {
                     kind: Kind::NotDefended,
@@ -560,7 +564,7 @@ impl Judge {
     /// Requests that no reply has followed for long were defences, unless the plan was cut between the two.
     fn close_announcements(&mut self, until_ns: u64) {
         let mut found = Vec::new();
-        for (&(host, address), Announcements { lone, defended_ns, defences, unclear }) in
+        for (&(host, address), Announcements { lone, defended_ns, unclear_ns, defences, unclear }) in
             &mut self.announcements
         {
             let at = lone.partition_point(|seen| seen.at_ns <= until_ns);
@@ -568,6 +572,7 @@ impl Judge {
                 let at_ns = seen.at_ns;
                 if self.rights.during(host, address, at_ns, at_ns + ROUND_NS).0 != Right::Must {
                     *unclear += 1;
+                    *unclear_ns = Some(at_ns);
                     continue;
                 }
                 *defences += 1;
@@ -830,6 +835,10 @@ mod tests {
         assert_eq!(kinds(armed(), again), [Kind::NotDefended]);
         let again = defended.into_iter().chain([claim(9 * SECOND), defence(9 * SECOND + MS)]);
         assert_eq!(kinds(armed(), again), [Kind::WrongDefence]);
+        let mut cut = armed();
+        cut.rights.set(0, A, 2 * SECOND + 240 * MS, Right::May, "its link is down");
+        let defended = [claim(2 * SECOND), defence(2 * SECOND + MS)];
+        assert_eq!(kinds(cut, defended), [], "a defence, or half a round");
         let mut unarmed = judge();
         unarmed.set_duty(0, A, SECOND, Duty::Refrain);
         assert_eq!(kinds(unarmed, [claim(2 * SECOND), defence(2 * SECOND + MS)]), [Kind::WrongDefence]);
