@@ -2,7 +2,7 @@
 //!
 //! It runs on the BPF target only. What stands under `not(target_arch = "bpf")` lets editors and lints read it on
 //! the host.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "the BPF target has no stable atomics"))]
 
 mod askers;

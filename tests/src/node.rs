@@ -115,7 +115,7 @@ impl<'net> Node<'net> {
     pub fn run(&mut self, arguments: &[&str]) {
         let socket = self.folder().join("control.sock");
         // A socket of a killed daemon says nothing about the next one: the file must be a new one.
-        let before = inode(&socket);
+        let before = identity(&socket);
         self.spawn(arguments);
         self.wait_for_socket(before);
     }
@@ -129,14 +129,14 @@ impl<'net> Node<'net> {
     }
 
     /// Waits for the control socket, which has to be another one than `before`.
-    fn wait_for_socket(&mut self, before: Option<u64>) {
+    fn wait_for_socket(&mut self, before: Option<(u64, i64, i64)>) {
         let socket = self.folder().join("control.sock");
         wait_for("the control socket", START, || {
             let daemon = self.daemon.as_mut().expect("just started");
             if let Some(status) = daemon.try_wait().expect("a child") {
                 panic!("the daemon ended with {status} before it listened; its log:\n{}", self.log());
             }
-            inode(&socket).filter(|now| Some(*now) != before)
+            identity(&socket).filter(|now| Some(*now) != before)
         });
     }
 
@@ -463,9 +463,11 @@ impl Drop for Events {
     }
 }
 
-fn inode(path: &Path) -> Option<u64> {
+/// Tells a file from one that had its name before. The number of an inode alone does not: file systems give it out again.
+fn identity(path: &Path) -> Option<(u64, i64, i64)> {
     use std::os::unix::fs::MetadataExt;
-    Some(fs::symlink_metadata(path).ok()?.ino())
+    let file = fs::symlink_metadata(path).ok()?;
+    Some((file.ino(), file.ctime(), file.ctime_nsec()))
 }
 
 /// Removes what tests that were killed have left: runtime folders, pins, logs, copies of the program.
