@@ -47,7 +47,8 @@ impl Packet {
         let tags = u64::from(outer) | u64::from(inner) << 16 | (frame.arp_at as u64) << 32;
         let Some(tags) = maps::forgotten(tags) else { return Parsed::Arp(frame) };
         let vlan = Vlan { outer: tags as u16, inner: (tags >> 16) as u16 };
-        Parsed::Arp(Frame { vlan, arp_at: (tags >> 32) as usize, ..frame })
+        // 14, 18 or 22; a mask is a bound that the verifier does not lose sight of.
+        Parsed::Arp(Frame { vlan, arp_at: (tags >> 32 & 0x1f) as usize, ..frame })
     }
 
     /// The Ethernet header and the ARP packet that begins `at` bytes into the frame, to be written; `None` if the
