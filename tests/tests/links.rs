@@ -509,6 +509,13 @@ fn a_native_program_that_was_taken_off_is_missed_and_not_put_back() {
     assert!(has_address(&node.host.ns, address));
     assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
     node.cli(&["explain", &address.to_string()]).expect(0).naming("missing");
+
+    // Unless somebody says so.
+    node.cli(&["online", &format!("{address}/24"), "--iface", "eth0", "--attach-now"])
+        .expect(0)
+        .naming("already");
+    assert!(program_of(&net).is_some());
+    assert_eq!(node.status()["interfaces"][0]["program"], true);
 }
 
 #[test]

@@ -251,11 +251,13 @@ impl Daemon {
     /// The interface of a claim or a watch, carrying the program; or the request ends with the reason.
     fn interface_for(&mut self, client: &Client, name: &str, attach_now: bool) -> Option<u32> {
         let found = find_link(&self.links, name).map(|link| link.index).and_then(|index| {
-            if self.carriers.contains_key(&index) {
-                return Ok(index);
-            }
-            if attach_now {
-                return self.carry(index).map(|()| index);
+            match self.carriers.get(&index) {
+                Some(carrier) if attach_now && !carrier.presence.xdp => {
+                    return self.put_back(index).map(|()| index);
+                }
+                Some(_) => return Ok(index),
+                None if attach_now => return self.carry(index).map(|()| index),
+                None => {}
             }
             Err(Stop::failed(anyhow!(
                 "the daemon does not run on {name}; start it with 'run --iface {name}', or add --attach-now (which can \

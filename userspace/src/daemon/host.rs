@@ -131,6 +131,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Puts the program back on an interface that it was taken off, although that may take the link down.
+    pub(super) fn put_back(&mut self, index: u32) -> Result<(), Stop> {
+        let Some(Carrier { name, mode, .. }) = self.carriers.get(&index) else { return Ok(()) };
+        self.datapath.attach(index, name, *mode).map_err(Stop::failed)?;
+        self.look_at_carrier(index);
+        Ok(())
+    }
+
     pub(super) fn drop_carrier(&mut self, index: u32) {
         let Some(carrier) = self.carriers.remove(&index) else { return };
         if let Err(error) = self.datapath.detach(index) {

@@ -393,7 +393,7 @@ pub enum AttachError {
         mode: Mode,
         /// The interface's MTU in bytes.
         mtu: u32,
-        /// [`Datapath::multi_buffer`].
+        /// [`super::Datapath::multi_buffer`].
         multi_buffer: bool,
         /// The kernel's answer.
         source: io::Error,
