@@ -139,6 +139,12 @@ struct Pending {
     warning: Option<String>,
 }
 
+impl Pending {
+    fn new(client: &Rc<Client>, key: AddressKey, verb: Verb) -> Self {
+        Self { client: Rc::clone(client), key, verb, warning: None }
+    }
+}
+
 /// An interface that carries the program.
 struct Carrier {
     name: String,

@@ -95,7 +95,10 @@ impl Daemon {
                 let Some(index) = self.interface_for(&client, &interface, false) else { return };
                 for address in addresses {
                     let key = Self::key(index, address);
-                    self.submit(&client, key, Verb::Watch, |request| Input::Watch { request, key });
+                    self.submit(Pending::new(&client, key, Verb::Watch), |request| Input::Watch {
+                        request,
+                        key,
+                    });
                     if self.locals.contains_key(&address) {
                         self.tell(Input::Local { key, local: true });
                     }
@@ -183,10 +186,8 @@ impl Daemon {
             self.notes.entry(key).or_default().how = how;
         }
         let spec = OnlineSpec { adopt, ..how.spec(cidr.prefix_length()) };
-        self.submit(client, key, Verb::Online(spec), |request| Input::Online { request, key, spec });
-        if let Some(pending) = self.pending.values_mut().next_back().filter(|pending| pending.key == key) {
-            pending.warning = warning;
-        }
+        let pending = Pending { warning, ..Pending::new(client, key, Verb::Online(spec)) };
+        self.submit(pending, |request| Input::Online { request, key, spec });
     }
 
     /// Which other interfaces of this host would answer for an address once it is configured.
@@ -299,15 +300,9 @@ impl Daemon {
         })
     }
 
-    fn submit(
-        &mut self,
-        client: &Rc<Client>,
-        key: AddressKey,
-        verb: Verb,
-        input: impl FnOnce(RequestId) -> Input,
-    ) {
+    fn submit(&mut self, pending: Pending, input: impl FnOnce(RequestId) -> Input) {
         let request = self.new_request();
-        self.pending.insert(request, Pending { client: Rc::clone(client), key, verb, warning: None });
+        self.pending.insert(request, pending);
         self.tell(input(request));
     }
 
@@ -329,7 +324,7 @@ impl Daemon {
         };
         for &address in addresses {
             match *self.keys_of(address, index) {
-                [key] => self.submit(client, key, verb, |request| input(request, key)),
+                [key] => self.submit(Pending::new(client, key, verb), |request| input(request, key)),
                 [] => client.result(address, interface, verb.unknown()),
                 ref keys => {
                     let names = keys.iter().map(|key| self.interface_name(key.interface)).collect::<Vec<_>>();
