@@ -467,3 +467,74 @@ fn one_store_silences_all_addresses_of_a_group_and_so_does_the_end_of_its_lease(
     let asked = ask(&wire, members[0]);
     answers().none([&asked]);
 }
+
+#[test]
+fn a_group_is_renewed_given_up_and_claimed_anew_by_its_name() {
+    let net = Net::new(2);
+    let mut node = Node::start(net.host(0));
+    let (wire, tap) = (net.host(1).wire(), net.tap(0));
+    let members = [ip(100), ip(101)];
+    let other = node.online(130);
+    let both = members.map(|address| format!("{address}/24"));
+    let claim = ["online", &both[0], &both[1], "--iface", "eth0", "--group", "web", "--lease", "30"];
+    let answered = |yes: bool| {
+        let asked = members.map(|member| ask(&wire, member));
+        let answers = Answers::among(&settled(&wire, other, &tap));
+        if yes { answers.one_each(&asked) } else { answers.none(&asked) }
+    };
+    node.cli(&claim).expect(0);
+    answered(true);
+    assert_eq!(node.address(members[1]).expect("managed")["group"], "web");
+    // The lease is the group's from now on, so nobody prolongs it for one alone.
+    node.cli(&["renew", "@web", "--lease", "60"]).expect(0).naming("60 s");
+    node.cli(&["renew", &members[0].to_string(), "--lease", "90"]).expect(1).naming("@web");
+    node.cli(&["renew", "@nobody", "--lease", "90"]).expect(1).naming("no addresses");
+    node.cli(&["renew", "@Web", "--lease", "90"]).expect(2);
+    let left = node.address(members[0]).expect("managed")["lease_left"].as_f64().expect("a lease");
+    assert!((30.0..=60.0).contains(&left), "{left}");
+
+    // It outlives the daemon.
+    node.kill();
+    answered(true);
+    node.run(&["--iface", "eth0", "--attach", "native"]);
+    assert_eq!(node.address(members[0]).expect("managed")["group"], "web");
+    node.cli(&["renew", "@web", "--lease", "60"]).expect(0);
+
+    // Given up: both, and nothing else.
+    node.cli(&["offline", "@web"]).expect(0);
+    answered(false);
+    for member in members {
+        assert!(node.address(member).is_none() && !has_address(&node.host.ns, member), "{member}");
+    }
+    assert_eq!(node.state(other).as_deref().map(|state| state != "yielding"), Some(true));
+    node.cli(&["offline", "@web"]).expect(0).naming("nothing to do");
+
+    // Past the lease a renewal is refused, and a new claim begins a new life.
+    node.cli(&claim).expect(0);
+    node.cli(&["renew", "@web", "--lease", "0.5"]).expect(0);
+    for member in members {
+        is_suspended(&node, member);
+    }
+    answered(false);
+    node.cli(&["renew", "@web", "--lease", "60"]).expect(1).naming("past");
+    answered(false);
+    node.cli(&claim).expect(0);
+    answered(true);
+}
+
+#[test]
+fn a_group_that_was_being_given_up_when_the_daemon_died_is_given_up_by_the_next_one() {
+    let net = Net::new(2);
+    let mut node = Node::start(net.host(0));
+    let members = [ip(100), ip(101)];
+    let both = members.map(|address| format!("{address}/24"));
+    node.cli(&["online", &both[0], &both[1], "--iface", "eth0", "--group", "web"]).expect(0);
+    node.kill();
+    // The first group has the first number. As `offline @web` begins.
+    Groups::pinned(&node.instance).store(1, Group::SILENT);
+    node.run(&["--iface", "eth0", "--attach", "native"]);
+    for member in members {
+        wait_for("the address to be given up", ms(5_000), || node.address(member).is_none().then_some(()));
+        assert!(!has_address(&node.host.ns, member), "{member}");
+    }
+}

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::protocol::{ClaimWay, DefendPolicy, ProfileName, RegisterWay, RemovedPolicy};
+use crate::protocol::{ClaimWay, DefendPolicy, GroupName, ProfileName, RegisterWay, RemovedPolicy};
 
 /// Holds IPv4 addresses on a network: answers ARP from XDP, announces, watches, defends.
 #[derive(Parser, Debug)]
@@ -153,6 +153,9 @@ pub struct Online {
     /// May not answer after so long unless renewed, 0.1 to 86400
     #[arg(long, value_name = "SECONDS", value_parser = lease_seconds)]
     pub lease: Option<f64>,
+    /// Into this group, which `renew @NAME` and `offline @NAME` prolong and silence at once
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<GroupName>,
     /// Whether the address is put on the interface
     #[arg(long, value_enum, default_value_t)]
     pub register: RegisterWay,
@@ -191,7 +194,7 @@ fn lease_seconds(text: &str) -> Result<f64, String> {
 
 #[derive(Args, Debug)]
 pub struct Renew {
-    /// Which addresses
+    /// Which addresses, or @GROUP
     #[arg(required_unless_present = "all", value_name = "ADDR")]
     pub addresses: Vec<String>,
     /// All that have a lease
@@ -214,7 +217,7 @@ pub struct Explain {
 
 #[derive(Args, Debug)]
 pub struct Offline {
-    /// Which addresses
+    /// Which addresses, or @GROUP
     #[arg(required_unless_present = "all", value_name = "ADDR")]
     pub addresses: Vec<String>,
     /// All of them

@@ -13,7 +13,7 @@ use crate::{
     cli,
     exit::Exit,
     instance::Instance,
-    protocol::{How, Request, Response, Status},
+    protocol::{GroupName, How, Request, Response, Status},
 };
 
 /// Says an error of the command as a whole.
@@ -88,13 +88,14 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
                     on_removed: online.on_removed,
                     allow_flux: online.allow_flux,
                     blackhole_ok: online.blackhole_ok,
+                    group: online.group,
                 },
                 attach_now: online.attach_now,
             };
             if addresses.is_empty() { bad } else { ask(instance, &request, Show::Results).worst(bad) }
         }
-        cli::Command::Offline(offline) => on_addresses(instance, &offline.addresses, |addresses| {
-            Request::Offline { addresses, interface: offline.interface.clone(), watch: offline.watch }
+        cli::Command::Offline(offline) => on_groups(instance, &offline.addresses, |addresses, groups| {
+            Request::Offline { addresses, groups, interface: offline.interface.clone(), watch: offline.watch }
         }),
         cli::Command::Watch(watch) => on_addresses(instance, &watch.addresses, |addresses| Request::Watch {
             addresses,
@@ -106,11 +107,14 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
         cli::Command::Announce(some) => on_addresses(instance, &some.addresses, |addresses| {
             Request::Announce { addresses, interface: some.interface.clone() }
         }),
-        cli::Command::Renew(renew) => on_addresses(instance, &renew.addresses, |addresses| Request::Renew {
-            addresses,
-            interface: renew.interface.clone(),
-            lease_ms: milliseconds(renew.lease),
-        }),
+        cli::Command::Renew(renew) => {
+            on_groups(instance, &renew.addresses, |addresses, groups| Request::Renew {
+                addresses,
+                groups,
+                interface: renew.interface.clone(),
+                lease_ms: milliseconds(renew.lease),
+            })
+        }
         cli::Command::Repair(some) => on_addresses(instance, &some.addresses, |addresses| Request::Repair {
             addresses,
             interface: some.interface.clone(),
@@ -134,6 +138,34 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
 /// `seconds`, at most 86,400 and not negative as the command line has checked, in milliseconds.
 fn milliseconds(seconds: f64) -> u64 {
     u64::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// [`on_addresses`] where `@NAME` stands for the addresses of a group.
+fn on_groups(
+    instance: &Instance,
+    texts: &[String],
+    request: impl FnOnce(Vec<Ipv4Addr>, Vec<GroupName>) -> Request,
+) -> Exit {
+    let (names, texts): (Vec<&String>, Vec<&String>) = texts.iter().partition(|text| text.starts_with('@'));
+    let mut bad = Exit::Done;
+    let mut groups = Vec::new();
+    for name in &names {
+        match name[1..].parse() {
+            Ok(name) => groups.push(name),
+            Err(error) => {
+                complain(error);
+                bad = Exit::Usage;
+            }
+        }
+    }
+    let texts: Vec<String> = texts.into_iter().cloned().collect();
+    let (addresses, bad_address) = parse_all(&texts, parse_bare);
+    let bad = bad.worst(bad_address);
+    // Empty lists would mean all.
+    if addresses.is_empty() && groups.is_empty() && bad != Exit::Done {
+        return bad;
+    }
+    ask(instance, &request(addresses, groups), Show::Results).worst(bad)
 }
 
 fn on_addresses(

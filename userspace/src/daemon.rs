@@ -3,6 +3,7 @@
 
 mod commands;
 mod explain;
+mod groups;
 mod host;
 mod registrar;
 mod start;
@@ -37,7 +38,7 @@ use crate::{
         link::{self, DisabledOffload, Link},
         netlink::{Changes, Netlink},
     },
-    protocol::{How, Response},
+    protocol::{GroupName, How, Response},
     state_file::{Claimed, StateFile},
 };
 
@@ -191,6 +192,8 @@ struct Daemon {
     journal: Journal,
     state: StateFile,
     notes: BTreeMap<AddressKey, Notes>,
+    /// Their numbers in the map.
+    groups: BTreeMap<GroupName, u32>,
     links: BTreeMap<u32, Link>,
     /// Where each address of this namespace is configured.
     locals: BTreeMap<Ipv4Addr, BTreeMap<u32, u8>>,
@@ -429,6 +432,10 @@ impl Daemon {
                 Action::Install { key, word } => {
                     let result =
                         self.datapath.install(key, word).map(|_| ()).map_err(|error| error.to_string());
+                    // Into its group before a word follows that may answer.
+                    if result.is_ok() && self.group_of(&key).is_some() {
+                        self.join_group(&key);
+                    }
                     self.tell(Input::Installed { key, result });
                 }
                 Action::Lease { key, until } => {
@@ -452,7 +459,9 @@ impl Daemon {
                         error!(address = %key.address, "taking the address out of the program's maps: {error}");
                     }
                     self.remember(key, None);
-                    self.notes.remove(&key);
+                    if let Some(Notes { how: How { group: Some(name), .. }, .. }) = self.notes.remove(&key) {
+                        self.forget_empty_group(name);
+                    }
                 }
                 Action::Register { key, prefix_length } => self.order(Order::Register(key, prefix_length)),
                 Action::Deregister { key, prefix_length } => {
@@ -503,10 +512,10 @@ impl Daemon {
         }
         let claimed = spec.map(|spec| {
             let flags = self.notes.get(&key).map(|notes| notes.how).unwrap_or_default();
-            let How { allow_flux, blackhole_ok, .. } = flags;
+            let How { allow_flux, blackhole_ok, group, .. } = flags;
             Claimed {
                 prefix_length: spec.prefix_length,
-                how: How { allow_flux, blackhole_ok, ..How::of(&spec) },
+                how: How { allow_flux, blackhole_ok, group, ..How::of(&spec) },
             }
         });
         if let Err(error) = self.state.claim(key, claimed) {

@@ -31,9 +31,11 @@ pub enum Request {
     },
     /// Give addresses up.
     Offline {
-        /// Which ones; empty: all.
+        /// Which ones; empty, and no groups: all.
         addresses: Vec<Ipv4Addr>,
-        /// On this interface only.
+        /// And all addresses of these groups, each silenced at once.
+        groups: Vec<GroupName>,
+        /// On this interface only; of groups the addresses everywhere.
         interface: Option<String>,
         /// Go on watching them.
         watch: bool,
@@ -61,9 +63,11 @@ pub enum Request {
     },
     /// Prolong leases.
     Renew {
-        /// Which ones; empty: all that have one.
+        /// Which ones; empty, and no groups: all that have one.
         addresses: Vec<Ipv4Addr>,
-        /// On this interface only.
+        /// And all addresses of these groups, each prolonged at once.
+        groups: Vec<GroupName>,
+        /// On this interface only; of groups the addresses everywhere.
         interface: Option<String>,
         /// Milliseconds from now on.
         lease_ms: u64,
@@ -120,6 +124,64 @@ pub struct How {
     pub allow_flux: bool,
     /// With `register` `none`: although no local route leads to the address.
     pub blackhole_ok: bool,
+    /// The group that it belongs to.
+    pub group: Option<GroupName>,
+}
+
+/// The name of a group: 1 to 32 characters of a-z, 0-9 and '-'.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GroupName([u8; Self::MAX]);
+
+impl GroupName {
+    const MAX: usize = 32;
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        let length = self.0.iter().position(|byte| *byte == 0).unwrap_or(Self::MAX);
+        // Only ASCII gets in.
+        std::str::from_utf8(&self.0[..length]).unwrap_or_default()
+    }
+}
+
+impl std::str::FromStr for GroupName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if !(1..=Self::MAX).contains(&text.len()) || !text.bytes().all(good) {
+            return Err(format!("'{text}' is no name of a group: 1 to 32 characters of a-z, 0-9 and '-'"));
+        }
+        let mut name = [0; Self::MAX];
+        name[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self(name))
+    }
+}
+
+impl TryFrom<String> for GroupName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<GroupName> for String {
+    fn from(name: GroupName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl std::fmt::Display for GroupName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::fmt::Debug for GroupName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self.as_str(), f)
+    }
 }
 
 /// See [`Register`].
@@ -252,6 +314,7 @@ impl How {
             },
             allow_flux: false,
             blackhole_ok: false,
+            group: None,
         }
     }
 }
@@ -345,6 +408,8 @@ pub struct AddressStatus {
     pub interface: String,
     /// VLAN ids, outermost first, 0 left out.
     pub vlan: Vec<u16>,
+    /// The group that it belongs to.
+    pub group: Option<GroupName>,
     /// Name of the state.
     pub state: String,
     /// Whether this host may answer for it now.

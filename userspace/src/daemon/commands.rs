@@ -16,6 +16,7 @@ use arpwarden_common::{
 use arpwarden_engine::{
     Answer, Input, Managed, MonoTime, OnlineSpec, Reason, RequestId,
     input::{Claimant, Neighbour},
+    params::LEASE_MARGIN,
 };
 use tracing::{debug, info, warn};
 
@@ -31,8 +32,8 @@ use crate::{
         netlink::{self, LocalAddress, now::Gateway},
     },
     protocol::{
-        self, AddressStatus, AddressStatusCounters, AskerStatus, How, InterfaceStatus, RegisterWay, Request,
-        Response, Status,
+        self, AddressStatus, AddressStatusCounters, AskerStatus, GroupName, How, InterfaceStatus,
+        RegisterWay, Request, Response, Status,
     },
 };
 
@@ -72,11 +73,17 @@ impl Daemon {
                     self.online(&client, &interface, index, cidr, how).await;
                 }
             }
-            Request::Offline { addresses, interface, watch } => {
+            Request::Offline { addresses, groups, interface, watch } => {
+                for name in &groups {
+                    self.give_up_group(&client, *name, watch);
+                }
+                if addresses.is_empty() && !groups.is_empty() {
+                    return;
+                }
                 self.forget_awaited(&addresses, interface.as_deref(), Verb::Offline { watch });
                 let addresses = if addresses.is_empty() {
                     // `--all` gives up what is ours or claimed; what is only watched stays so.
-                    let mut all = self.addresses_where(|managed| managed.state() != State::Watched);
+                    let mut all = self.addresses_where(|_, managed| managed.state() != State::Watched);
                     // Last come, first gone, as at the end of the daemon.
                     all.reverse();
                     all
@@ -115,10 +122,17 @@ impl Daemon {
                     Input::Announce { request, key }
                 });
             }
-            Request::Renew { addresses, interface, lease_ms } => {
+            Request::Renew { addresses, groups, interface, lease_ms } => {
                 let lease = Duration::from_millis(lease_ms);
-                let addresses = if addresses.is_empty() {
-                    self.addresses_where(|managed| managed.lease_until().is_some())
+                let all = addresses.is_empty() && groups.is_empty();
+                let groups = if all { self.groups.keys().copied().collect() } else { groups };
+                for name in &groups {
+                    self.renew_members(&client, *name, lease);
+                }
+                let addresses = if all {
+                    self.addresses_where(|key, managed| {
+                        managed.lease_until().is_some() && self.group_of(key).is_none()
+                    })
                 } else {
                     addresses
                 };
@@ -182,12 +196,78 @@ impl Daemon {
             }
             warning = Some(flux);
         }
-        if self.engine.get(&key).is_none_or(|managed| !managed.state().may_answer()) {
+        let before = self.group_of(&key);
+        let in_force = self
+            .engine
+            .get(&key)
+            .is_some_and(|managed| managed.state().may_answer() || managed.state() == State::Probing);
+        if !in_force {
+            if let Some(name) = how.group
+                && let Err(why) = self.group_that_answers(name)
+            {
+                return client.result(address, Some(interface), (Exit::Failed, why));
+            }
             self.notes.entry(key).or_default().how = how;
+            if self.engine.get(&key).is_some() {
+                self.join_group(&key);
+            }
+            if let Some(left) = before.filter(|left| Some(*left) != how.group) {
+                self.forget_empty_group(left);
+            }
+        } else if before != how.group {
+            let why = format!(
+                "managed in {}; take it offline first to change that",
+                before.map_or_else(|| "no group".to_owned(), |name| format!("group '{name}'"))
+            );
+            return client.result(address, Some(interface), (Exit::Failed, why));
         }
-        let spec = OnlineSpec { adopt, ..how.spec(cidr.prefix_length()) };
+        let spec = how.spec(cidr.prefix_length());
+        // The group's lease ends it as well.
+        let lease = [spec.lease, how.group.and_then(|name| self.group_lease_left(name))];
+        let spec = OnlineSpec { adopt, lease: lease.into_iter().flatten().min(), ..spec };
         let pending = Pending { warning, ..Pending::new(client, key, Verb::Online(spec)) };
         self.submit(pending, |request| Input::Online { request, key, spec });
+    }
+
+    /// Gives all addresses of a group up: all are silent before the first of them leaves its interface.
+    fn give_up_group(&mut self, client: &Rc<Client>, name: GroupName, watch: bool) {
+        let members = self.members(name);
+        if members.is_empty() {
+            return client.end_with(Exit::Done, format!("group '{name}' has no addresses; nothing to do"));
+        }
+        self.silence_group(name);
+        // Last come, first gone, as at the end of the daemon.
+        for key in members.into_iter().rev() {
+            self.submit(Pending::new(client, key, Verb::Offline { watch }), |request| Input::Offline {
+                request,
+                key,
+                watch,
+            });
+        }
+    }
+
+    /// Prolongs the lease of a group, and with it what the engine knows of each of its addresses.
+    fn renew_members(&mut self, client: &Rc<Client>, name: GroupName, lease: Duration) {
+        let members = self.members(name);
+        if members.is_empty() {
+            let message = format!("group '{name}' has no addresses; see 'arpwarden status'");
+            return client.end_with(Exit::Failed, message);
+        }
+        let now = clock::now();
+        let until = now.after(lease.saturating_sub(LEASE_MARGIN));
+        if self.renew_group(name, now.0, until.0) {
+            for key in members {
+                let pending = Pending::new(client, key, Verb::Renew(lease));
+                self.submit(pending, |request| Input::Renew { request, key, lease });
+            }
+            return;
+        }
+        for key in members {
+            let why =
+                format!("the lease of its group '{name}' is past: somebody else may own it; claim it anew");
+            let interface = self.interface_name(key.interface);
+            client.result(key.address.into(), Some(&interface), (Exit::Failed, why));
+        }
     }
 
     /// Which other interfaces of this host would answer for an address once it is configured.
@@ -220,11 +300,11 @@ impl Daemon {
     }
 
     /// Addresses with this property, in the order of their keys.
-    fn addresses_where(&self, which: impl Fn(&Managed) -> bool) -> Vec<Ipv4Addr> {
+    fn addresses_where(&self, which: impl Fn(&AddressKey, &Managed) -> bool) -> Vec<Ipv4Addr> {
         let found: BTreeSet<Ipv4Addr> = self
             .engine
             .addresses()
-            .filter(|(_, managed)| which(managed))
+            .filter(|(key, managed)| which(key, managed))
             .map(|(key, _)| key.address.into())
             .collect();
         found.into_iter().collect()
@@ -324,6 +404,11 @@ impl Daemon {
         };
         for &address in addresses {
             match *self.keys_of(address, index) {
+                [key] if matches!(verb, Verb::Renew(_)) && self.group_of(&key).is_some() => {
+                    let name = self.group_of(&key).map_or_else(String::new, String::from);
+                    let message = format!("its lease is that of its group: renew @{name}");
+                    client.result(address, interface, (Exit::Failed, message));
+                }
                 [key] => self.submit(Pending::new(client, key, verb), |request| input(request, key)),
                 [] => client.result(address, interface, verb.unknown()),
                 ref keys => {
@@ -382,6 +467,7 @@ impl Daemon {
                 prefix_length: managed.spec().map(|spec| spec.prefix_length),
                 interface: self.interface_name(key.interface),
                 vlan: vlan_ids(key),
+                group: self.group_of(key),
                 state: state.name().to_owned(),
                 may_answer,
                 owner: owner.map(|mac| mac.to_string()),
@@ -450,6 +536,8 @@ fn summary(request: &Request) -> String {
         Request::Online { addresses, interface, .. } => {
             format!("{} on {interface}", many("online", addresses.len()))
         }
+        Request::Offline { groups, .. } if !groups.is_empty() => format!("offline of groups {groups:?}"),
+        Request::Renew { groups, .. } if !groups.is_empty() => format!("renew of groups {groups:?}"),
         Request::Offline { addresses, .. } if addresses.is_empty() => "offline of all addresses".to_owned(),
         Request::Offline { addresses, .. } => many("offline", addresses.len()),
         Request::Watch { addresses, .. } => many("watch", addresses.len()),

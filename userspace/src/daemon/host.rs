@@ -238,8 +238,8 @@ impl Daemon {
                 State::Announcing | State::Online | State::Contested | State::Suspended | State::Lost => {
                     let spec = managed.spec()?;
                     let how = self.notes.get(key).map(|notes| notes.how).unwrap_or_default();
-                    let How { allow_flux, blackhole_ok, .. } = how;
-                    let how = How { allow_flux, blackhole_ok, ..How::of(spec) };
+                    let How { allow_flux, blackhole_ok, group, .. } = how;
+                    let how = How { allow_flux, blackhole_ok, group, ..How::of(spec) };
                     let (prefix_length, lease_until) = (spec.prefix_length, managed.lease_until());
                     Wanted::Online { prefix_length, how, lease_until }
                 }
@@ -373,6 +373,11 @@ impl Daemon {
                 Some(_) => continue,
             };
             self.notes.entry(key).or_default().how = how;
+            if let Some(name) = how.group
+                && let Err(error) = self.group_that_answers(name)
+            {
+                warn!(address = %key.address, "claimed again without its group: {error}");
+            }
             // Its link may need a while; nobody waits for the answer.
             let how = How { wait_ms: cli::MAX_WAIT_MS, adopt: false, ..how };
             let spec = arpwarden_engine::OnlineSpec { lease, ..how.spec(prefix_length) };

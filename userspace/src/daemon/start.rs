@@ -108,6 +108,7 @@ pub(super) async fn serve(
         journal: Journal::default(),
         state,
         notes: BTreeMap::new(),
+        groups: BTreeMap::new(),
         links,
         locals: BTreeMap::new(),
         carriers: BTreeMap::new(),
@@ -218,17 +219,35 @@ impl Daemon {
             }
         }
         let marked = self.marked(left).await?;
+        // Numbers that are in use first, so that none is given out again.
+        for kept in addresses.iter().filter(|kept| kept.group != 0) {
+            let name = left.claimed(&kept.key).and_then(|claimed| claimed.how.group);
+            if let Some(name) = name.or_else(|| format!("unnamed-{}", kept.group).parse().ok()) {
+                self.groups.insert(name, kept.group);
+            }
+        }
         for kept in addresses {
-            let key = kept.key;
+            let (key, number) = (kept.key, kept.group);
             if self.carriers.contains_key(&key.interface) {
                 if let Some(claimed) = left.claimed(&key) {
                     self.notes.entry(key).or_default().how = claimed.how;
+                    if let Some(name) = claimed.how.group.filter(|_| number == 0) {
+                        match self.group_that_answers(name) {
+                            Ok(_) => self.join_group(&key),
+                            Err(error) => warn!(address = %key.address, "not in its group: {error}"),
+                        }
+                    }
                 }
                 let marked = marked.get(&(key.interface, key.address.into())).copied();
                 let kept = self.kept(&kept, left, marked);
                 #[cfg(feature = "omit")]
                 let kept = self.taken_for_ours(key, kept);
                 self.tell(Input::Adopt { key, kept });
+                if self.is_silenced(number) {
+                    // All of the group were being given up.
+                    let request = self.new_request();
+                    self.tell(Input::Offline { request, key, watch: false });
+                }
             } else {
                 self.abandon(&kept, left).await?;
             }

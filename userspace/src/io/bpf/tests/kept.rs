@@ -333,7 +333,9 @@ fn frames_that_no_event_has_told_are_known_to_the_next_one() {
     }
     let scratch = Scratch::new();
     let mut datapath = scratch.acting();
-    datapath.install(key(5), online(1)).unwrap();
+    // One that the program defends: of one that it leaves to user space every claim is told.
+    let held = StateWord::new(OWN, State::Online, StateWord::LOCAL | Policy::Hold.flags(), 1);
+    datapath.install(key(5), held).unwrap();
     datapath.install(key(6), online(1)).unwrap();
     // Repeats of one claimant are folded: of a thousand in a second a few are told.
     for _ in 0..1_000 {
