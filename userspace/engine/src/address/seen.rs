@@ -47,6 +47,11 @@ impl Managed {
     pub(super) fn seen_claim(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let first_owner = self.owner.is_none();
         self.owner = Some(Owner { claimant: sighting.claimant, seen: sighting.at });
+        // Another MAC speaks for the address now: the one that the repairs tell may be yesterday's.
+        if self.repairs.is_some_and(|repairs| repairs.owner.mac != sighting.claimant.mac) {
+            self.stop_repairs(turn);
+            self.settle(turn);
+        }
         // Not under an earlier generation, which the word has left since. The stamp is up to a jiffy early.
         let fell = sighting.fell && sighting.at.after(LEASE_MARGIN) >= self.generation_since;
         match self.state {
