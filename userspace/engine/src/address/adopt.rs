@@ -27,8 +27,6 @@ impl Managed {
         let mut address = Self::new(key, state, Reason::Adopted, turn);
         address.recall(kept, turn);
         let (to, reason) = address.judge(kept, turn);
-        address.window =
-            if to.may_answer() && address.was_in_window(kept) { Window::Ahead } else { Window::None };
         address.resume = match (to, state) {
             (State::Suspended, _) if reason == Reason::LeaseExpired => Resume::Never,
             (State::Suspended, State::Probing) => Resume::Claim,
@@ -101,13 +99,6 @@ impl Managed {
         if kept.registered.is_some() || taken_over {
             self.registration = Registration::Present;
         }
-    }
-
-    /// The word was stored in the time in which any claim takes an `immediate` claim back: only then does it leave
-    /// the defence of what may answer to us.
-    fn was_in_window(&self, kept: &Kept) -> bool {
-        let immediate = self.spec.is_some_and(|spec| matches!(spec.claim, Claim::Immediate { .. }));
-        immediate && kept.word.may_answer() && kept.word.policy() == Policy::Leave
     }
 
     /// Whether a suspended address was ours before, and not just about to be claimed.

@@ -353,11 +353,12 @@ impl Managed {
         StateWord::new(turn.interface.mac, self.state, local | self.policy().flags(), self.generation)
     }
 
-    /// What the program does about a conflict by itself. While any claim takes ours back it must leave it alone: a
-    /// defence would be an answer to the owner that we are about to step aside for.
+    /// What the program does about a conflict by itself. While any claim takes ours back it steps aside at once, whether
+    /// this daemon still lives or not.
     fn policy(&self) -> Policy {
         match self.spec {
-            Some(spec) if self.state.may_answer() && self.window == Window::None => match spec.defend {
+            Some(_) if self.state.may_answer() && self.window != Window::None => Policy::Yield,
+            Some(spec) if self.state.may_answer() => match spec.defend {
                 Defend::Yield => Policy::Yield,
                 Defend::Once => Policy::Once,
                 Defend::Hold => Policy::Hold,

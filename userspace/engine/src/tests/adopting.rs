@@ -64,19 +64,17 @@ fn an_address_that_was_being_announced_is_announced_from_the_start() {
 }
 
 #[test]
-fn a_claim_that_any_other_took_back_is_so_again() {
+fn a_claim_that_any_other_took_back_is_kept_if_nobody_did_and_lost_if_the_program_stepped_aside() {
     let spec = OnlineSpec { claim: Claim::Immediate { check: ms(20) }, ..SPEC };
-    let left = StateWord::new(OWN, State::Announcing, LOCAL, 7);
-    let mut rig = adopted(Kept { word: left, spec: Some(spec), ..kept(State::Announcing) });
-    rig.pass(ms(1_000));
-    rig.claim_by(RIVAL);
-    assert_eq!((rig.state(), rig.managed().reason()), (Some(State::Refused), Reason::RolledBack));
-    rig.pass(secs(5));
-    assert_eq!(rig.frames(Purpose::Repair).len(), 3, "what the earlier run announced is mended");
-    // Its policy says that the window was over.
-    let mut rig = adopted(Kept { spec: Some(spec), ..kept(State::Announcing) });
+    let left = StateWord::new(OWN, State::Announcing, LOCAL | Policy::Yield.flags(), 7);
+    let kept = Kept { word: left, spec: Some(spec), ..kept(State::Announcing) };
+    let mut rig = adopted(kept.clone());
+    assert_eq!(rig.word().map(StateWord::policy), Some(Policy::Hold));
     rig.claim_by(RIVAL);
     assert_eq!(rig.state(), Some(State::Announcing));
+
+    let rig = adopted(Kept { fallen: true, ..kept });
+    assert_eq!(rig.state(), Some(State::Lost));
 }
 
 #[test]

@@ -240,7 +240,8 @@ fn a_flap_in_the_roll_back_window_opens_it_again() {
     rig.news();
     set(&mut rig, INTERFACE);
     let news = rig.news();
-    assert_eq!(news[0], Action::Store { key: KEY, word: StateWord::new(OWN, State::Announcing, LOCAL, 1) });
+    let word = StateWord::new(OWN, State::Announcing, LOCAL | Policy::Yield.flags(), 1);
+    assert_eq!(news[0], Action::Store { key: KEY, word });
     rig.pass(ms(1_000));
     rig.claim_by(RIVAL);
     assert_eq!((rig.state(), rig.managed().reason()), (Some(State::Refused), Reason::RolledBack));

@@ -34,14 +34,14 @@ fn the_word_carries_the_policy_while_the_address_may_answer() {
 }
 
 #[test]
-fn the_program_leaves_conflicts_alone_while_any_claim_takes_ours_back() {
+fn the_program_steps_aside_while_any_claim_takes_ours_back() {
     let mut rig = Rig::new();
     rig.online(OnlineSpec { claim: Claim::Immediate { check: ms(20) }, ..SPEC });
     rig.until(State::Announcing);
-    assert_eq!(policy(&rig), Policy::Leave);
+    assert_eq!(policy(&rig), Policy::Yield);
     let start = rig.now;
     rig.pass(ms(1_099));
-    assert_eq!(policy(&rig), Policy::Leave);
+    assert_eq!(policy(&rig), Policy::Yield);
     rig.pass(ms(1));
     assert_eq!((policy(&rig), rig.now.since(start)), (Policy::Hold, ms(1_100)));
 }
