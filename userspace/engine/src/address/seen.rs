@@ -1,6 +1,6 @@
 //! What the datapath saw.
 
-use arpwarden_common::state::State;
+use arpwarden_common::{state::State, wire::arp::Form};
 
 use super::{
     Managed, Slot,
@@ -28,6 +28,11 @@ impl Managed {
                 }
             }
             SightingKind::Probe => self.seen_probe(sighting, turn),
+            // Probes beyond those reported one by one. A host that asks claims nothing, and of an address that is probed
+            // for each is reported.
+            SightingKind::Flood if sighting.form == Form::Probe => {
+                turn.event(self.key, EventKind::ClaimantFlood { sighting: *sighting });
+            }
             SightingKind::Claim | SightingKind::Flood => self.seen_claim(sighting, turn),
         }
     }
@@ -47,11 +52,6 @@ impl Managed {
     pub(super) fn seen_claim(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let first_owner = self.owner.is_none();
         self.owner = Some(Owner { claimant: sighting.claimant, seen: sighting.at });
-        // Another MAC speaks for the address now: the one that the repairs tell may be yesterday's.
-        if self.repairs.is_some_and(|repairs| repairs.owner.mac != sighting.claimant.mac) {
-            self.stop_repairs(turn);
-            self.settle(turn);
-        }
         // Not under an earlier generation, which the word has left since. The stamp is up to a jiffy early.
         let fell = sighting.fell && sighting.at.after(LEASE_MARGIN) >= self.generation_since;
         match self.state {
@@ -72,6 +72,11 @@ impl Managed {
             State::Watched | State::Yielding | State::Suspended | State::Refused | State::Lost => {
                 self.owner_seen(sighting, first_owner, turn);
             }
+        }
+        // Another MAC speaks for the address now: the one that the repairs tell may be yesterday's.
+        if self.repairs.is_some_and(|repairs| repairs.owner.mac != sighting.claimant.mac) {
+            self.stop_repairs(turn);
+            self.settle(turn);
         }
         if sighting.defended {
             self.defended_by_program(sighting, turn);

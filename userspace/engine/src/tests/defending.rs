@@ -171,6 +171,19 @@ fn conflicts_during_the_announcements_of_a_probed_claim_follow_the_policy() {
 }
 
 #[test]
+fn a_flood_of_probes_claims_nothing() {
+    let mut rig = Rig::held(OnlineSpec { defend: Defend::Once, ..SPEC });
+    for _ in 0..3 {
+        let sighting = Sighting { form: Form::Probe, count: 100, ..rig.sighting(SightingKind::Flood, RIVAL) };
+        rig.input(Input::Seen { key: KEY, sighting });
+        rig.pass(secs(1));
+    }
+    assert_eq!(rig.state(), Some(State::Online));
+    assert_eq!(rig.frames(Purpose::Defence).len(), 0);
+    assert_eq!(rig.count(|kind| matches!(kind, EventKind::ClaimantFlood { .. })), 3);
+}
+
+#[test]
 fn a_flood_of_claimants_is_a_conflict_too() {
     let mut rig = Rig::held(policy(Defend::Yield));
     let sighting = Sighting { count: 1_000, ..rig.sighting(SightingKind::Flood, RIVAL) };
