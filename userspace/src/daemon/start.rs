@@ -76,6 +76,9 @@ pub(super) async fn serve(
     let (mut datapath, found) = Datapath::open(&pins, log_level).map_err(|error| {
         kept(Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into()))
     })?;
+    if let Some(warning) = pins.vanish() {
+        warn!("{warning}");
+    }
     #[cfg_attr(not(feature = "omit"), expect(unused_mut, reason = "only a test's build skips events"))]
     let mut events = datapath.take_events();
     #[cfg(feature = "omit")]
