@@ -91,8 +91,9 @@ impl Daemon {
             ),
             cli::Attach::Native => (Mode::Native, None),
             cli::Attach::Generic => (Mode::Generic, None),
+            cli::Attach::Tc => (Mode::Tc, None),
         };
-        let mut vlan_tags = link::vlan_tags(link, &self.links);
+        let mut vlan_tags = link::vlan_tags(mode, link, &self.links);
         let mut offload = None;
         if let Err(refusal) = link::tags_permit(link, &self.links, &vlan_tags) {
             match self.vlan_offload {
@@ -102,7 +103,7 @@ impl Daemon {
                 }
                 Some(cli::VlanOffload::Disable) => {
                     offload = Some(link::disable_vlan_offload(link, &self.links).map_err(Stop::failed)?);
-                    vlan_tags = link::vlan_tags(link, &self.links);
+                    vlan_tags = link::vlan_tags(mode, link, &self.links);
                 }
             }
         }
@@ -441,7 +442,7 @@ impl Daemon {
                 if let Err(error) = self.datapath.reattach_guard(index, &name) {
                     warn!(interface = name, "{:#}", anyhow::Error::from(error));
                 }
-            } else if mode == Mode::Generic
+            } else if mode != Mode::Native
                 && let Err(error) = self.datapath.attach(index, &name, mode)
             {
                 warn!(interface = name, "{:#}", anyhow::Error::from(error));

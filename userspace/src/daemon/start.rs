@@ -195,7 +195,7 @@ impl Daemon {
                     self.carriers.insert(
                         kept.index,
                         Carrier {
-                            vlan_tags: link::vlan_tags(&self.links[&kept.index], &self.links).name(),
+                            vlan_tags: link::vlan_tags(mode, &self.links[&kept.index], &self.links).name(),
                             name,
                             mode,
                             offload: None,

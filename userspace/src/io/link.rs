@@ -549,8 +549,13 @@ const TAKES_OFF: [(&str, &str); 2] =
 const LEAVES_OUT: [(&str, &str); 2] =
     [("tx-vlan-hw-insert", "txvlan off"), ("tx-vlan-stag-hw-insert", "tx-vlan-stag-hw-insert off")];
 
-/// Whether the program would see VLAN tags on a link, as things stand now.
-pub fn vlan_tags(link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
+/// Whether the program would see VLAN tags on a link in this mode, as things stand now.
+pub fn vlan_tags(mode: Mode, link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
+    match mode {
+        Mode::Native | Mode::Generic => {}
+        // A tag that is not in the frame stands beside it, where this program looks.
+        Mode::Tc => return VlanTags::Visible,
+    }
     decide_vlan_tags(link, links, |name| {
         let features = ethtool::features(name).ok()?;
         Some(features.into_iter().filter(|(_, active)| *active).map(|(name, _)| name).collect())
@@ -1212,11 +1217,11 @@ mod tests {
         assert_eq!(driver(a).as_deref(), Some("veth"));
         let hidden =
             VlanTags::Hidden { cure: Some("ethtool -K b txvlan off tx-vlan-stag-hw-insert off".to_owned()) };
-        assert_eq!(vlan_tags(a, &links), hidden);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), hidden);
         let disabled = disable_vlan_offload(a, &links).unwrap();
-        assert_eq!(vlan_tags(a, &links), VlanTags::Visible);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), VlanTags::Visible);
         disabled.restore().unwrap();
-        assert_eq!(vlan_tags(a, &links), hidden);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), hidden);
         own_network::ip("link del dev a");
         disabled.restore().unwrap();
     }

@@ -49,6 +49,8 @@ pub enum Mode {
     Native,
     /// Run by the kernel, whatever the driver.
     Generic,
+    /// Run by the kernel's traffic control, behind XDP.
+    Tc,
 }
 
 impl Mode {
@@ -57,6 +59,7 @@ impl Mode {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tc => "tc",
         }
     }
 }
