@@ -4,6 +4,8 @@
 pub const XDP_FRAGS: &str = "arpwarden_frags";
 /// The XDP program without multi-buffer support.
 pub const XDP: &str = "arpwarden";
+/// The tc program that answers, at what comes in.
+pub const TC: &str = "arpwarden_tc";
 /// The guard: the tc program for what leaves an interface.
 pub const GUARD: &str = "arpwarden_guard";
 /// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
