@@ -27,6 +27,7 @@ use crate::{
         bpf::missing_capabilities,
         clock::{self, Timer},
         dice::KernelDice,
+        link,
         netlink::Netlink,
     },
 };
@@ -129,7 +130,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         on_removed: OnRemoved::Restore,
     };
     let port = Port::accepting(mac, link.index);
-    let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
+    let own_macs = link::own_macs(links.values());
     let mut question = Question { key, word: StateWord::VACANT, own_macs };
     if missing_capabilities().contains(&"CAP_NET_RAW") {
         return Err(Stop::new(

@@ -160,15 +160,8 @@ impl Daemon {
 
     /// Tells the program all MACs of this namespace.
     pub(super) fn tell_macs(&mut self) -> Result<(), Stop> {
-        // A virtual router's MAC is ours only while we answer with it, and we answer with interface MACs.
-        let macs: BTreeSet<MacAddr> = self
-            .links
-            .values()
-            .flat_map(|link| [link.mac, link.permanent_mac])
-            .flatten()
-            .chain(self.former_macs.keys().copied())
-            .filter(|mac| !mac.is_zero() && !mac.is_virtual_router())
-            .collect();
+        let mut macs = link::own_macs(self.links.values());
+        macs.extend(self.former_macs.keys().filter(|mac| !mac.is_virtual_router()));
         self.datapath.set_own_macs(&macs).map_err(Stop::failed)
     }
 

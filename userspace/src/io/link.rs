@@ -367,6 +367,14 @@ impl Link {
     }
 }
 
+/// The MACs of these links, current and permanent ones: what a frame with one as its sender says is no claim of another
+/// host. A virtual router's is not among them, for its peers on other hosts have the same: it is ours for an address that
+/// is answered with it, and another host's for all others.
+pub fn own_macs<'a>(links: impl IntoIterator<Item = &'a Link>) -> BTreeSet<MacAddr> {
+    let macs = links.into_iter().flat_map(|link| [link.mac, link.permanent_mac]).flatten();
+    macs.filter(|mac| !mac.is_zero() && !mac.is_virtual_router()).collect()
+}
+
 /// How an interface answers ARP for addresses of other interfaces: the sysctl `arp_ignore` that counts there, the
 /// larger one of the interface's own and that of `all`. At 0 it answers for every address of its network namespace.
 ///
@@ -1110,6 +1118,25 @@ mod tests {
         assert!(!Link { carrier: false, ..link.clone() }.carries());
         assert!(!Link { up: false, ..link.clone() }.carries());
         assert!(Link { running: false, ..link }.carries());
+    }
+
+    #[test]
+    fn macs_of_all_links_are_own_ones_permanent_ones_too_but_not_those_that_routers_share() {
+        let with_macs = |index, mac: [u8; 6], permanent: Option<[u8; 6]>| Link {
+            index,
+            mac: Some(MacAddr::new(mac)),
+            permanent_mac: permanent.map(MacAddr::new),
+            ..Link::default()
+        };
+        let links = [
+            with_macs(1, [0; 6], None),
+            with_macs(2, [2, 0, 0, 0, 0, 2], Some([2, 0, 0, 0, 0, 9])),
+            with_macs(3, [0, 0, 0x5e, 0, 1, 0x33], Some([2, 0, 0, 0, 0, 3])),
+            // The one for IPv6 (RFC 9568 §7.3) is nobody's MAC in ARP.
+            with_macs(4, [0, 0, 0x5e, 0, 2, 0x33], None),
+        ];
+        let expected = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 9], [0, 0, 0x5e, 0, 2, 0x33]];
+        assert_eq!(own_macs(&links), expected.map(MacAddr::new).into());
     }
 
     #[test]
