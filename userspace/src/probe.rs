@@ -143,7 +143,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
     let mut engine = Engine::new();
-    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true };
+    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true, path: 0 };
     engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
     engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
     loop {
