@@ -25,6 +25,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 
+use super::link::Segment;
+
 pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState, Missing};
 pub use attach::Presence;
 use attach::TcWay;
@@ -79,8 +81,10 @@ pub struct Datapath {
     tables: Tables,
     events: Option<RingBuf<MapData>>,
     logger: Option<EbpfLogger<&'static dyn Log>>,
-    /// The slots of the addresses that the program knows.
+    /// The slots of the addresses that the program knows, by what the program sees of them on the wire.
     installed: BTreeMap<AddressKey, u32>,
+    /// Where frames of VLAN devices are on the wire; those of all others are where they are.
+    segments: BTreeMap<u32, Segment>,
     /// The slots that share a hint's place.
     hinted: BTreeMap<u32, Vec<u32>>,
     /// Slots that nothing leads to and nothing is remembered of.
