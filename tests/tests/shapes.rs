@@ -20,6 +20,7 @@ use arpwarden_tests::{
 const SOON: Duration = Duration::from_secs(5);
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
 const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
+const TC: &[&str] = &["--iface", "eth0", "--attach", "tc"];
 /// What the cables here take, in bytes behind the Ethernet header.
 const MTU: usize = 9_000;
 /// The header of an Ethernet frame, and what ARP puts behind it.
@@ -125,6 +126,11 @@ fn a_request_of_any_length_is_answered_in_its_own_length_and_padding_in_generic_
     requests_of_every_length(GENERIC);
 }
 
+#[test]
+fn a_request_of_any_length_is_answered_in_its_own_length_and_padding_in_tc_mode() {
+    requests_of_every_length(TC);
+}
+
 fn requests_in_pieces(arguments: &[&str]) {
     let jumbo = Jumbo::new();
     let node = Node::start_with(&jumbo.host, arguments);
@@ -153,6 +159,11 @@ fn a_request_whose_arp_is_in_a_fragment_is_answered_in_native_mode() {
 #[test]
 fn a_request_whose_arp_is_in_a_fragment_is_answered_in_generic_mode() {
     requests_in_pieces(GENERIC);
+}
+
+#[test]
+fn a_request_whose_arp_is_in_a_fragment_is_answered_in_tc_mode() {
+    requests_in_pieces(TC);
 }
 
 fn long_claims(arguments: &[&str]) {
@@ -186,6 +197,11 @@ fn a_claim_of_any_length_is_reported_and_defended_in_native_mode() {
 #[test]
 fn a_claim_of_any_length_is_reported_and_defended_in_generic_mode() {
     long_claims(GENERIC);
+}
+
+#[test]
+fn a_claim_of_any_length_is_reported_and_defended_in_tc_mode() {
+    long_claims(TC);
 }
 
 fn frames_cut_short(arguments: &[&str]) {
@@ -230,6 +246,11 @@ fn a_frame_cut_at_any_place_inside_the_arp_packet_passes_as_it_is_in_native_mode
 #[test]
 fn a_frame_cut_at_any_place_inside_the_arp_packet_passes_as_it_is_in_generic_mode() {
     frames_cut_short(GENERIC);
+}
+
+#[test]
+fn a_frame_cut_at_any_place_inside_the_arp_packet_passes_as_it_is_in_tc_mode() {
+    frames_cut_short(TC);
 }
 
 /// The offloads of an interface, as ethtool tells them.
@@ -291,4 +312,9 @@ fn receive_offloads_are_left_alone_in_native_mode() {
 #[test]
 fn receive_offloads_are_left_alone_in_generic_mode() {
     settings_stay(GENERIC, |_| false);
+}
+
+#[test]
+fn receive_offloads_are_left_alone_in_tc_mode() {
+    settings_stay(TC, |_| false);
 }
