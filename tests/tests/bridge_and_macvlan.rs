@@ -11,7 +11,7 @@ use arpwarden_tests::{
     kernel::XdpPass,
     netns::{Host, Net, Netns, ip, stranger},
     node::{Event, Events, Node},
-    tools::{addresses_on, has_address, learn, mac_of, run, wait_for_neighbour},
+    tools::{addresses_on, has_address, kernel_makes, learn, mac_of, run, wait_for_neighbour},
     wait_for,
     wire::{Captured, Wire, announcement, bytes, marker, probe, reply, request},
 };
@@ -484,4 +484,40 @@ fn an_address_that_a_virtual_router_elsewhere_has_is_taken_though_a_macvlan_here
     node.cli(&["probe", "10.7.0.100", "--iface", "eth0"]).expect(3).naming(VIRTUAL);
     node.try_online(100, &[]).expect(3).naming(VIRTUAL);
     assert!(!has_address(&host.ns, ip(100)));
+}
+
+#[test]
+fn a_container_on_a_macvlan_of_our_interface_does_not_answer_a_second_time() {
+    for mode in ["native", "tc"] {
+        let net = Net::new(2);
+        let (host, container) = (net.host(0), Netns::new());
+        host.ns.ip(&format!(
+            "link add link eth0 name m0 address {MACVLAN} type macvlan mode bridge\n\
+             link set m0 netns {} name eth0",
+            container.path().display()
+        ));
+        container.ip("link set eth0 up\naddress add 10.7.0.100/24 dev eth0");
+        let client = net.host(1);
+        wait_for("the container to answer", SOON, || {
+            let wire = client.wire();
+            wire.send(&bytes(&request(client.mac, client.ip, ip(100))));
+            wire.next(std::time::Instant::now() + SOON / 50).filter(|frame| frame.says(ip(100), MACVLAN))
+        });
+        // The kernel lets an interface and what stands on it not hear each other, so the claim is not heard to be one.
+        let node = Node::start_with(host, &["--iface", "eth0", "--attach", mode]);
+        node.online(100);
+        one_answer(client, ip(100), host.ip, host.mac);
+    }
+}
+
+#[test]
+fn a_port_of_a_team_is_refused_and_the_team_is_named() {
+    if !kernel_makes("teams", "link add team0 type team\n") {
+        return;
+    }
+    let net = Net::new(1);
+    let host = net.host(0);
+    host.ns.ip("link add team0 type team\nlink add a7 type veth peer name b7\nlink set a7 master team0");
+    let node = Node::start(host);
+    node.cli(&["online", "10.7.0.100/24", "--iface", "a7"]).expect(1).naming("team0");
 }

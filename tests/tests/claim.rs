@@ -251,6 +251,8 @@ fn another_hosts_probe_while_ours_are_under_way_is_a_conflict() {
         claim.join().expect("a thread that does not panic").expect(3).naming(stranger(2));
     });
     assert!(!has_address(&node.host.ns, ip(100)));
+    // Whoever only probes has nothing to answer with.
+    assert_eq!(claims(&node.settled(&tap), node.host, ip(100)), 0);
 }
 
 #[test]
