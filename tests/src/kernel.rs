@@ -38,6 +38,8 @@ const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
+/// `BPF_F_XDP_HAS_FRAGS` of linux/bpf.h.
+const HAS_FRAGS: u32 = 1 << 5;
 
 /// A program that passes every frame, on one interface until dropped.
 #[derive(Debug)]
@@ -74,15 +76,21 @@ struct LinkCreate {
 impl XdpPass {
     /// Attaches one in native mode.
     pub fn attach(ns: &Netns, interface: &str) -> Self {
-        Self::attach_in(ns, interface, DRV_MODE)
+        Self::attach_in(ns, interface, DRV_MODE, 0)
+    }
+
+    /// Attaches one in native mode that takes frames in several buffers, so that the MTU may be as large as it likes
+    /// (Linux 5.18).
+    pub fn attach_for_jumbo_frames(ns: &Netns, interface: &str) -> Self {
+        Self::attach_in(ns, interface, DRV_MODE, HAS_FRAGS)
     }
 
     /// Attaches one in generic mode.
     pub fn attach_generic(ns: &Netns, interface: &str) -> Self {
-        Self::attach_in(ns, interface, SKB_MODE)
+        Self::attach_in(ns, interface, SKB_MODE, 0)
     }
 
-    fn attach_in(ns: &Netns, interface: &str, flags: u32) -> Self {
+    fn attach_in(ns: &Netns, interface: &str, flags: u32, prog_flags: u32) -> Self {
         // r0 = XDP_PASS; exit (linux/bpf.h: BPF_ALU64 | BPF_MOV | BPF_K, BPF_JMP | BPF_EXIT).
         let instructions: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
         let name = "foreign_pass";
@@ -99,7 +107,7 @@ impl XdpPass {
                 log_size: 0,
                 log_buf: 0,
                 kern_version: 0,
-                prog_flags: 0,
+                prog_flags,
                 prog_name,
             },
         );

@@ -79,7 +79,12 @@ fn json(ns: &Netns, program: &str, arguments: &[&str]) -> Vec<Value> {
 
 /// Addresses on `eth0` with their prefix length, in order.
 pub fn addresses(ns: &Netns) -> Vec<(Ipv4Addr, u64)> {
-    let links = json(ns, "ip", &["-4", "address", "show", "dev", "eth0"]);
+    addresses_on(ns, "eth0")
+}
+
+/// Addresses on an interface with their prefix length, in order.
+pub fn addresses_on(ns: &Netns, interface: &str) -> Vec<(Ipv4Addr, u64)> {
+    let links = json(ns, "ip", &["-4", "address", "show", "dev", interface]);
     let entries = links.iter().filter_map(|link| link["addr_info"].as_array()).flatten();
     entries
         .map(|entry| {
@@ -87,6 +92,15 @@ pub fn addresses(ns: &Netns) -> Vec<(Ipv4Addr, u64)> {
             (address, entry["prefixlen"].as_u64().expect("a prefix length"))
         })
         .collect()
+}
+
+/// The MAC that an interface has now.
+///
+/// # Panics
+/// If there is no such interface.
+pub fn mac_of(ns: &Netns, interface: &str) -> MacAddr {
+    let link = json(ns, "ip", &["link", "show", "dev", interface]);
+    mac(link.first().and_then(|link| link["address"].as_str()).expect("a MAC"))
 }
 
 /// Links, addresses, routes and attached programs of a namespace, in words that stay the same while they do.

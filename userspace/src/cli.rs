@@ -95,13 +95,15 @@ pub struct Run {
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Attach {
-    /// Native where answers are known to leave, else generic
+    /// Native where answers are known to leave, else tc
     #[default]
     Auto,
-    /// In the driver
+    /// XDP in the driver
     Native,
-    /// In the stack; works everywhere, costs bulk throughput
+    /// XDP in the stack; works everywhere, costs bulk throughput
     Generic,
+    /// In the traffic control; works everywhere, beside foreign programs, and sees VLAN tags
+    Tc,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]

@@ -322,9 +322,15 @@ fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
     for interface in &status.interfaces {
         let missing =
             |there: bool, what: &str| if there { String::new() } else { format!(", {what} MISSING") };
+        let on = if interface.carrier == interface.interface {
+            String::new()
+        } else {
+            let tags: Vec<String> = interface.vlan.iter().map(u16::to_string).collect();
+            format!(" to {} under VLAN {}", interface.carrier, tags.join("."))
+        };
         writeln!(
             out,
-            "interface {}: {}, attached {}, vlan_tags {}{}{}",
+            "interface {}: {}, attached{on} {}, vlan_tags {}{}{}",
             interface.interface,
             if interface.running { "up" } else { "down" },
             interface.attach_mode,

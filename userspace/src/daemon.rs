@@ -12,7 +12,7 @@ use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, time:
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
-    abi::{self, AddressKey},
+    abi::{self, AddressKey, Port},
     defence,
     net::MacAddr,
     wire::arp::{Form, Outgoing},
@@ -26,7 +26,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     cli, client,
-    events::Journal,
+    events::{Journal, vlan_ids},
     exit::Exit,
     instance::{Instance, Lock},
     io::{
@@ -35,7 +35,7 @@ use crate::{
         clock::{self, Timer},
         control::{Command, Reply},
         dice::KernelDice,
-        link::{self, DisabledOffload, Link},
+        link::{self, DisabledOffload, Link, VlanTags},
         netlink::{Changes, Netlink},
     },
     protocol::{GroupName, How, Response},
@@ -150,6 +150,10 @@ impl Pending {
 struct Carrier {
     name: String,
     mode: Mode,
+    /// The ports of which the program was told: itself, and the members of a bond.
+    ports: BTreeMap<u32, Port>,
+    /// The member that a bond uses, or used last; 0 where there is none.
+    path: u32,
     vlan_tags: &'static str,
     /// Switched off so that VLAN tags are seen; switched on again at the end.
     offload: Option<DisabledOffload>,
@@ -157,6 +161,22 @@ struct Carrier {
     presence: Presence,
     /// Until then its link may be down because of what we did to it, which nobody is to be told.
     settling_until: Option<MonoTime>,
+}
+
+impl Carrier {
+    /// An interface of this name, with nothing known of it but that everything is to be on it.
+    const fn new(name: String) -> Self {
+        Self {
+            name,
+            mode: Mode::Tc,
+            ports: BTreeMap::new(),
+            path: 0,
+            vlan_tags: VlanTags::Visible.name(),
+            offload: None,
+            presence: Presence { xdp: true, guard: true },
+            settling_until: None,
+        }
+    }
 }
 
 /// What has become known of an address that the maps don't tell.
@@ -198,6 +218,9 @@ struct Daemon {
     /// Where each address of this namespace is configured.
     locals: BTreeMap<Ipv4Addr, BTreeMap<u32, u8>>,
     carriers: BTreeMap<u32, Carrier>,
+    /// Interfaces that addresses can be on, each with the carrier that sees its frames: itself, or what a VLAN device
+    /// stands on.
+    interfaces: BTreeMap<u32, u32>,
     /// Interfaces that are to carry the program, and the addresses that are to be on them, while they are not there.
     awaited: BTreeMap<String, Vec<host::Awaited>>,
     /// MACs that were ours until not long ago, and until when a frame with one is no claim.
@@ -476,7 +499,8 @@ impl Daemon {
                 }
                 Action::Event(event) => {
                     let interface = self.interface_name(event.key.interface);
-                    self.journal.engine(&event, &interface);
+                    let vlan = vlan_ids(self.datapath.segment(event.key.interface).vlan);
+                    self.journal.engine(&event, &interface, vlan);
                 }
                 Action::Answer { request, answer } => self.answer(request, &answer),
             }
@@ -579,7 +603,7 @@ impl Daemon {
                 fell: event.flags & abi::Event::FELL != 0,
                 at: MonoTime(event.kernel_time_ns),
             };
-            let key = AddressKey { interface: event.interface, vlan: event.vlan, address: event.address };
+            let key = self.datapath.key_of(event.interface, event.vlan, event.address);
             self.tell(Input::Seen { key, sighting });
             // The answer to a conflict must not wait for the rest of a flood.
             self.perform();

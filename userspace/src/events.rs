@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, fmt::Write as _, net::Ipv4Addr, sync::Arc};
 
-use arpwarden_common::{abi::AddressKey, net::MacAddr, wire::arp};
+use arpwarden_common::{
+    net::{MacAddr, Vlan},
+    wire::arp,
+};
 use arpwarden_engine::{
     action::{Event, EventKind},
     input::{Claimant, Sighting, SightingKind},
@@ -69,9 +72,9 @@ pub struct Record {
     pub reason: Option<String>,
 }
 
-/// VLAN ids of a key, outermost first, 0 left out.
-pub fn vlan_ids(key: &AddressKey) -> Vec<u16> {
-    key.vlan.ids().into_iter().filter(|id| *id != 0).collect()
+/// VLAN ids, outermost first, 0 left out.
+pub fn vlan_ids(vlan: Vlan) -> Vec<u16> {
+    vlan.ids().into_iter().filter(|id| *id != 0).collect()
 }
 
 impl Record {
@@ -112,11 +115,11 @@ impl Record {
     }
 
     /// The record of an engine event; `None` for what only the log tells.
-    fn of(event: &Event, interface: &str) -> Option<Self> {
+    fn of(event: &Event, interface: &str, vlan: Vec<u16>) -> Option<Self> {
         let base = Self {
             address: Some(event.key.address.into()),
             interface: Some(interface.to_owned()),
-            vlan: Some(vlan_ids(&event.key)),
+            vlan: Some(vlan),
             ..Self::default()
         };
         Some(match &event.kind {
@@ -213,12 +216,12 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// Takes an event of the engine.
-    pub fn engine(&mut self, event: &Event, interface: &str) {
+    /// Takes an event of the engine, about an address on this interface, whose frames have these VLAN ids.
+    pub fn engine(&mut self, event: &Event, interface: &str, vlan: Vec<u16>) {
         if let EventKind::Failed { what } = &event.kind {
             warn!(address = %event.key.address, interface, "{what}");
         }
-        if let Some(record) = Record::of(event, interface) {
+        if let Some(record) = Record::of(event, interface, vlan) {
             self.take(record);
         }
     }

@@ -27,6 +27,7 @@ use crate::{
         bpf::missing_capabilities,
         clock::{self, Timer},
         dice::KernelDice,
+        link,
         netlink::Netlink,
     },
 };
@@ -129,7 +130,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         on_removed: OnRemoved::Restore,
     };
     let port = Port::accepting(mac, link.index);
-    let own_macs = links.values().flat_map(|link| [link.mac, link.permanent_mac]).flatten().collect();
+    let own_macs = link::own_macs(links.values());
     let mut question = Question { key, word: StateWord::VACANT, own_macs };
     if missing_capabilities().contains(&"CAP_NET_RAW") {
         return Err(Stop::new(
@@ -142,7 +143,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
     let mut engine = Engine::new();
-    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true };
+    let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true, path: 0 };
     engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
     engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
     loop {

@@ -385,7 +385,11 @@ pub struct Status {
 pub struct InterfaceStatus {
     /// Its name.
     pub interface: String,
-    /// `native` or `generic`.
+    /// Name of the interface that carries the program: itself, or what a VLAN device stands on.
+    pub carrier: String,
+    /// VLAN ids of its frames there, outermost first; empty for untagged ones.
+    pub vlan: Vec<u16>,
+    /// `native`, `generic` or `tc`.
     pub attach_mode: String,
     /// `visible`, `hidden` or `unknown`.
     pub vlan_tags: String,

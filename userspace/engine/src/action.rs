@@ -249,6 +249,8 @@ pub enum Reason {
     Deregistered,
     /// The interface has another MAC, which is announced.
     MacChanged,
+    /// Its bond uses another member.
+    PathChanged,
     /// The lease is past.
     LeaseExpired,
     /// The link carries no frames.
@@ -280,6 +282,7 @@ impl Reason {
             Self::Retry => "retry",
             Self::Deregistered => "deregistered",
             Self::MacChanged => "mac_changed",
+            Self::PathChanged => "path_changed",
             Self::LeaseExpired => "lease_expired",
             Self::LinkDown => "link_down",
             Self::LinkUp => "link_up",

@@ -224,6 +224,9 @@ pub struct Interface {
     pub moves: Option<MoveBudget>,
     /// The link carries frames (IFF_RUNNING). Down-times that the daemon causes itself are not told.
     pub up: bool,
+    /// Which of several ways frames take, where one is taken at a time: the index of the member that a bond uses, or used
+    /// last; 0 where there is none. After a change the switches have to be told.
+    pub path: u32,
 }
 
 /// How fast announcements may leave an interface.

@@ -28,7 +28,7 @@ use crate::{
     io::{
         clock,
         control::{Command, Reply},
-        link,
+        link::{self, Link},
         netlink::{self, LocalAddress, now::Gateway},
     },
     protocol::{
@@ -332,9 +332,9 @@ impl Daemon {
     /// The interface of a claim or a watch, carrying the program; or the request ends with the reason.
     fn interface_for(&mut self, client: &Client, name: &str, attach_now: bool) -> Option<u32> {
         let found = find_link(&self.links, name).map(|link| link.index).and_then(|index| {
-            match self.carriers.get(&index) {
-                Some(carrier) if attach_now && !carrier.presence.xdp => {
-                    return self.put_back(index).map(|()| index);
+            match self.carrier_of(index) {
+                Some((carrier, there)) if attach_now && !there.presence.xdp => {
+                    return self.put_back(carrier).map(|()| index);
                 }
                 Some(_) => return Ok(index),
                 None if attach_now => return self.carry(index).map(|()| index),
@@ -365,8 +365,16 @@ impl Daemon {
         }
         let places = self.locals.get(&key.address.into())?;
         if !places.contains_key(&key.interface) {
-            let elsewhere =
-                places.keys().map(|index| self.interface_name(*index)).collect::<Vec<_>>().join(", ");
+            // In another VLAN it is another address.
+            let names: Vec<String> = places
+                .keys()
+                .filter(|index| !self.is_other_vlan(**index, key.interface))
+                .map(|index| self.interface_name(*index))
+                .collect();
+            if names.is_empty() {
+                return None;
+            }
+            let elsewhere = names.join(", ");
             return Some((
                 Exit::Taken,
                 format!("configured on {elsewhere} of this host already; remove it there first"),
@@ -378,6 +386,11 @@ impl Daemon {
                 "on the interface already; remove it first, or take it over with --adopt".to_owned(),
             )
         })
+    }
+
+    /// Whether two interfaces are VLANs apart: at least one is a VLAN device.
+    fn is_other_vlan(&self, one: u32, other: u32) -> bool {
+        self.datapath.segment(one).vlan != self.datapath.segment(other).vlan
     }
 
     fn submit(&mut self, pending: Pending, input: impl FnOnce(RequestId) -> Input) {
@@ -439,13 +452,16 @@ impl Daemon {
             .map(|counter| (counter.name().to_owned(), totals[*counter as usize]))
             .collect();
         let interfaces = self
-            .carriers
-            .values()
-            .map(|carrier| InterfaceStatus {
-                interface: carrier.name.clone(),
+            .interfaces
+            .iter()
+            .filter_map(|(index, carrier)| Some((index, self.links.get(index), self.carriers.get(carrier)?)))
+            .map(|(index, link, carrier)| InterfaceStatus {
+                interface: self.interface_name(*index),
+                carrier: carrier.name.clone(),
+                vlan: vlan_ids(self.datapath.segment(*index).vlan),
                 attach_mode: carrier.mode.name().to_owned(),
                 vlan_tags: carrier.vlan_tags.to_owned(),
-                running: self.links.values().any(|link| link.name == carrier.name && link.carries()),
+                running: link.is_some_and(Link::carries),
                 program: carrier.presence.xdp,
                 guard: carrier.presence.guard,
             })
@@ -466,7 +482,7 @@ impl Daemon {
                 address: key.address.into(),
                 prefix_length: managed.spec().map(|spec| spec.prefix_length),
                 interface: self.interface_name(key.interface),
-                vlan: vlan_ids(key),
+                vlan: vlan_ids(self.datapath.segment(key.interface).vlan),
                 group: self.group_of(key),
                 state: state.name().to_owned(),
                 may_answer,
@@ -668,6 +684,7 @@ pub fn taken(claimant: &Claimant, reason: Reason) -> String {
         | Reason::Retry
         | Reason::Deregistered
         | Reason::MacChanged
+        | Reason::PathChanged
         | Reason::LeaseExpired
         | Reason::LinkDown
         | Reason::LinkUp

@@ -48,15 +48,16 @@ impl Daemon {
     }
 
     async fn explain_managed(&self, key: &AddressKey, facts: &mut Vec<String>) {
-        let (Some(managed), Some(carrier)) = (self.engine.get(key), self.carriers.get(&key.interface)) else {
+        let (Some(managed), Some((index, carrier))) = (self.engine.get(key), self.carrier_of(key.interface))
+        else {
             return;
         };
-        let name = &carrier.name;
+        let name = &self.interface_name(key.interface);
         let address: Ipv4Addr = key.address.into();
         let now = clock::now();
         let link = self.links.get(&key.interface);
         let mac = link.and_then(|link| link.mac).unwrap_or(MacAddr::ZERO);
-        let outcome = self.ask(key, self.port(key.interface, mac));
+        let outcome = self.ask(key, self.port(index, mac));
         let asked = format!("{address} on {name}: a broadcast request for it");
         facts.push(match outcome {
             Outcome::Answered { .. } if self.observe => {
@@ -137,7 +138,7 @@ impl Daemon {
         let frame = Frame {
             destination: MacAddr::BROADCAST,
             source: NOBODY,
-            vlan: key.vlan,
+            vlan: self.datapath.segment(key.interface).vlan,
             arp_at: 14,
             operation: REQUEST,
             sender_mac: NOBODY,
@@ -204,11 +205,12 @@ impl Daemon {
     }
 
     fn explain_interface(&self, key: &AddressKey, facts: &mut Vec<String>) {
-        let Some(carrier) = self.carriers.get(&key.interface) else { return };
-        let name = &carrier.name;
+        let Some((_, carrier)) = self.carrier_of(key.interface) else { return };
+        let name = self.interface_name(key.interface);
+        let on = if name == carrier.name { String::new() } else { format!(" to {}", carrier.name) };
         let running = self.links.get(&key.interface).is_some_and(Link::carries);
         facts.push(format!(
-            "{name} is {}, attached {}, VLAN tags {}, guard {}",
+            "{name} is {}, attached{on} {}, VLAN tags {}, guard {}",
             if running { "up" } else { "down or without carrier" },
             carrier.mode.name(),
             carrier.vlan_tags,

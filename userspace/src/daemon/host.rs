@@ -1,7 +1,11 @@
 //! Interfaces and addresses of this host: where the program is, which MACs are ours, what is configured, and what
 //! others do to all that.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use anyhow::anyhow;
 use arpwarden_common::{
@@ -22,7 +26,7 @@ use crate::{
     io::{
         bpf::{Mode, Presence},
         clock,
-        link::{self, Link},
+        link::{self, Link, Segment, VlanTags},
         netlink::Change,
     },
     protocol::How,
@@ -61,21 +65,94 @@ pub(super) enum Wanted {
 }
 
 impl Daemon {
-    /// A port as the program is told of it.
-    pub(super) fn port(&self, index: u32, mac: MacAddr) -> Port {
+    /// A port of `carrier` as the program is told of it.
+    pub(super) fn port(&self, carrier: u32, mac: MacAddr) -> Port {
         let observe = if self.observe { Port::OBSERVE } else { 0 };
-        let port = Port::accepting(mac, index);
+        let port = Port::accepting(mac, carrier);
         Port { flags: port.flags | observe, ..port }
     }
 
-    /// An interface as the engine is told of it.
-    #[expect(clippy::unused_self, reason = "pace and moves are settings of the daemon")]
-    pub(super) const fn interface(&self, mac: MacAddr, up: bool) -> Interface {
-        Interface { mac, pace: Pace::Plain, moves: None, up }
+    /// The ports of an interface that carries the program: itself, and the members of a bond, in whose names a native
+    /// program is run.
+    fn ports(&self, carrier: u32) -> Result<BTreeMap<u32, Port>, Stop> {
+        let Some(link) = self.links.get(&carrier) else { return Ok(BTreeMap::new()) };
+        let mac = link.mac.ok_or_else(|| Stop::failed(anyhow!("{} has no MAC", link.name)))?;
+        let own = self.port(carrier, mac);
+        let members = link::members(link, &self.links).map(|member| {
+            let used = link.active_member.map_or(!member.backup, |active| active == member.index);
+            let flags = if used { own.flags } else { own.flags & !Port::ACCEPT };
+            (member.index, Port { flags, ..own })
+        });
+        Ok([(carrier, own)].into_iter().chain(members).collect())
+    }
+
+    /// Tells the program of the ports of an interface, if that carries it, as far as they have changed: first those that
+    /// count no more, since two members that both count would answer twice.
+    pub(super) fn tell_ports(&mut self, carrier: u32) -> Result<(), Stop> {
+        if !self.carriers.contains_key(&carrier) {
+            return Ok(());
+        }
+        let ports = self.ports(carrier)?;
+        let path = self.links.get(&carrier).and_then(|link| link.active_member);
+        let Some(told) = self.carriers.get_mut(&carrier) else { return Ok(()) };
+        told.path = path.unwrap_or(told.path);
+        let before = std::mem::replace(&mut told.ports, ports.clone());
+        for index in before.keys().filter(|index| !ports.contains_key(index)) {
+            self.datapath.remove_port(*index).map_err(Stop::failed)?;
+        }
+        let changed = ports.iter().filter(|(index, port)| before.get(index) != Some(*port));
+        let (counting, silent): (Vec<_>, Vec<_>) =
+            changed.partition(|(_, port)| port.flags & Port::ACCEPT != 0);
+        for (index, port) in silent.into_iter().chain(counting) {
+            self.datapath.set_port(*index, *port).map_err(Stop::failed)?;
+        }
+        Ok(())
+    }
+
+    /// Which interface carries the program for addresses of this one.
+    pub(super) fn carrier_of(&self, index: u32) -> Option<(u32, &Carrier)> {
+        let carrier = *self.interfaces.get(&index)?;
+        Some((carrier, self.carriers.get(&carrier)?))
+    }
+
+    /// The interfaces whose frames this one carries.
+    fn carried_by(&self, carrier: u32) -> Vec<u32> {
+        let on = self.interfaces.iter().filter(|(_, under)| **under == carrier);
+        on.map(|(index, _)| *index).collect()
+    }
+
+    /// Tells the engine of an interface as it is now.
+    pub(super) fn tell_interface(&mut self, index: u32) {
+        let Some(up) = self.links.get(&index).map(Link::carries) else { return };
+        self.tell_interface_as(index, up);
+    }
+
+    /// Tells the engine of an interface, with this to say of its link.
+    fn tell_interface_as(&mut self, index: u32, up: bool) {
+        let mac = self.links.get(&index).and_then(|link| link.mac);
+        let Some((mac, (_, carrier))) = mac.zip(self.carrier_of(index)) else { return };
+        let up = up || carrier.settling_until.is_some();
+        let interface = Interface { mac, pace: Pace::Plain, moves: None, up, path: carrier.path };
+        self.tell(Input::Interface { index, interface });
+    }
+
+    /// Makes an interface one that addresses can be on.
+    pub(super) fn carry(&mut self, index: u32) -> Result<(), Stop> {
+        if self.interfaces.contains_key(&index) {
+            return Ok(());
+        }
+        let Some(link) = self.links.get(&index) else {
+            return Err(Stop::failed(anyhow!("interface #{index} has gone")));
+        };
+        let Segment { carrier, .. } = link::segment(link, &self.links).map_err(Stop::failed)?;
+        self.attach_to(carrier)?;
+        self.interfaces.insert(index, carrier);
+        self.tell_interface(index);
+        Ok(())
     }
 
     /// Puts the program on an interface.
-    pub(super) fn carry(&mut self, index: u32) -> Result<(), Stop> {
+    fn attach_to(&mut self, index: u32) -> Result<(), Stop> {
         if self.carriers.contains_key(&index) {
             return Ok(());
         }
@@ -83,7 +160,7 @@ impl Daemon {
             return Err(Stop::failed(anyhow!("interface #{index} has gone")));
         };
         let name = link.name.clone();
-        let (mode, price) = match self.attach {
+        let (mut mode, mut price) = match self.attach {
             cli::Attach::Auto => link::auto_mode(link, link::driver(link).as_deref()),
             cli::Attach::Native if link.kind.as_deref() == Some("veth") => (
                 Mode::Native,
@@ -91,34 +168,48 @@ impl Daemon {
             ),
             cli::Attach::Native => (Mode::Native, None),
             cli::Attach::Generic => (Mode::Generic, None),
+            cli::Attach::Tc => (Mode::Tc, None),
         };
-        let mut vlan_tags = link::vlan_tags(link, &self.links);
+        let mut vlan_tags = link::vlan_tags(mode, link, &self.links);
         let mut offload = None;
         if let Err(refusal) = link::tags_permit(link, &self.links, &vlan_tags) {
-            match self.vlan_offload {
-                None => return Err(Stop::failed(refusal)),
-                Some(cli::VlanOffload::Ignore) => {
+            match (self.vlan_offload, self.attach) {
+                (None, cli::Attach::Auto) => {
+                    (mode, price) = (
+                        Mode::Tc,
+                        Some(
+                            "tc, because VLAN tags are taken off before XDP sees the frames; without that offload it \
+                             would be native (--vlan-offload disable)",
+                        ),
+                    );
+                    vlan_tags = link::vlan_tags(mode, link, &self.links);
+                }
+                (None, cli::Attach::Native | cli::Attach::Generic | cli::Attach::Tc) => {
+                    return Err(Stop::failed(refusal));
+                }
+                (Some(cli::VlanOffload::Ignore), _) => {
                     warn!(interface = name, "attached all the same, as told: {refusal}")
                 }
-                Some(cli::VlanOffload::Disable) => {
+                (Some(cli::VlanOffload::Disable), _) => {
                     offload = Some(link::disable_vlan_offload(link, &self.links).map_err(Stop::failed)?);
-                    vlan_tags = link::vlan_tags(link, &self.links);
+                    vlan_tags = link::vlan_tags(mode, link, &self.links);
                 }
             }
         }
         // Drivers of hardware set their rings up anew for a native program or an offload; nothing else loses its link.
-        let bounces = link.kind.is_none() && (mode == Mode::Native || offload.is_some());
+        let hardware = |link: &Link| link.kind.is_none();
+        let rebuilt = hardware(link) || link::members(link, &self.links).any(hardware);
+        let bounces = rebuilt && (mode == Mode::Native || offload.is_some());
         // From here on what is done is undone by `drop_carrier`.
         let carrier = Carrier {
-            name: name.clone(),
             mode,
             vlan_tags: vlan_tags.name(),
             offload,
-            presence: Presence { xdp: true, guard: true },
             settling_until: bounces.then(|| clock::now().after(SETTLING)),
+            ..Carrier::new(name.clone())
         };
         self.carriers.insert(index, carrier);
-        let attached = self.tell_port(index);
+        let attached = self.tell_ports(index);
         let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
         if let Err(stop) = attached {
             self.drop_carrier(index);
@@ -144,7 +235,12 @@ impl Daemon {
         if let Err(error) = self.datapath.detach(index) {
             warn!(interface = carrier.name, "detaching the program: {error}");
         }
-        self.remove_port(index);
+        for port in carrier.ports.keys() {
+            if let Err(error) = self.datapath.remove_port(*port) {
+                warn!("taking port #{port} out of the program's maps: {error}");
+            }
+        }
+        self.interfaces.retain(|_, under| *under != index);
         if let Some(offload) = carrier.offload
             && let Err(error) = offload.restore()
         {
@@ -152,23 +248,10 @@ impl Daemon {
         }
     }
 
-    fn remove_port(&mut self, index: u32) {
-        if let Err(error) = self.datapath.remove_port(index) {
-            warn!("taking port #{index} out of the program's maps: {error}");
-        }
-    }
-
     /// Tells the program all MACs of this namespace.
     pub(super) fn tell_macs(&mut self) -> Result<(), Stop> {
-        // A virtual router's MAC is ours only while we answer with it, and we answer with interface MACs.
-        let macs: BTreeSet<MacAddr> = self
-            .links
-            .values()
-            .flat_map(|link| [link.mac, link.permanent_mac])
-            .flatten()
-            .chain(self.former_macs.keys().copied())
-            .filter(|mac| !mac.is_zero() && !mac.is_virtual_router())
-            .collect();
+        let mut macs = link::own_macs(self.links.values());
+        macs.extend(self.former_macs.keys().filter(|mac| !mac.is_virtual_router()));
         self.datapath.set_own_macs(&macs).map_err(Stop::failed)
     }
 
@@ -203,18 +286,29 @@ impl Daemon {
 
     /// The interface was removed, or moved to another network namespace: what was on it is nowhere now.
     fn link_gone(&mut self, index: u32, moved: bool) -> Result<(), Stop> {
-        if let Some(carrier) = self.carriers.get(&index) {
-            let name = carrier.name.clone();
-            let awaited = self.awaited_of(index);
-            let reason = if moved { "interface_moved" } else { "interface_gone" };
+        let reason = if moved { "interface_moved" } else { "interface_gone" };
+        // What stands on it is out of reach, also where it is not gone yet.
+        let mut affected = self.carried_by(index);
+        affected.extend(
+            self.interfaces.contains_key(&index).then_some(index).filter(|own| !affected.contains(own)),
+        );
+        for interface in affected {
+            let name = self.interface_name(interface);
+            let awaited = self.awaited_of(interface);
             self.journal.link("program_missing", &name, None, Some(reason));
-            self.tell(Input::Gone { index });
+            self.tell(Input::Gone { index: interface });
             self.perform();
-            self.drop_carrier(index);
+            self.interfaces.remove(&interface);
             self.awaited.entry(name).or_default().extend(awaited);
         }
+        self.drop_carrier(index);
+        let master = self.links.get(&index).and_then(|link| link.master);
         if let Some(link) = self.links.remove(&index) {
             info!(interface = link.name, "the interface has gone");
+        }
+        self.datapath.set_segment(index, None);
+        if let Some(master) = master {
+            self.tell_ports(master)?;
         }
         let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
         for address in gone {
@@ -225,8 +319,7 @@ impl Daemon {
 
     /// What is to be claimed again if the interface comes back.
     fn awaited_of(&self, index: u32) -> Vec<Awaited> {
-        let here =
-            self.engine.addresses().filter(|(key, _)| key.interface == index && key.vlan == Vlan::UNTAGGED);
+        let here = self.engine.addresses().filter(|(key, _)| key.interface == index);
         here.filter_map(|(key, managed)| {
             // The kernel takes the addresses off before it says that the interface goes.
             let taken_along = managed.state() == State::Lost
@@ -280,54 +373,94 @@ impl Daemon {
         if before.as_ref().map(macs) != Some(macs(&link)) {
             self.tell_macs()?;
         }
-        if self.carriers.contains_key(&index) {
-            if let Some(before) = before {
-                self.carrier_changed(&before, &link)?;
+        if link.tag.is_some() {
+            self.tell_segment(&link);
+        }
+        // A bond counts by its members, a member by its bond.
+        let masters = [before.as_ref().and_then(|before| before.master), link.master];
+        for carrier in masters.into_iter().flatten().chain([index]).collect::<BTreeSet<_>>() {
+            self.tell_ports(carrier)?;
+        }
+        if let Some(before) = before.as_ref().filter(|_| self.carriers.contains_key(&index)) {
+            self.carrier_changed(before, &link);
+        }
+        if !self.interfaces.contains_key(&index) {
+            if self.awaited.contains_key(&link.name) && !self.ending {
+                self.returned(&link);
             }
-        } else if self.awaited.contains_key(&link.name) && !self.ending {
-            self.returned(&link);
+        } else if let Some(before) = before {
+            self.interface_changed(&before, &link);
         }
         Ok(())
     }
 
+    /// Tells the datapath where frames of a VLAN device are on the wire.
+    fn tell_segment(&mut self, device: &Link) {
+        let segment = link::segment(device, &self.links).ok();
+        if let Some(Segment { carrier, .. }) = segment
+            && let Some(under) = self.carriers.get(&carrier)
+            && under.vlan_tags != VlanTags::Visible.name()
+            && self.datapath.segment(device.index).carrier != carrier
+        {
+            warn!(
+                interface = under.name,
+                "VLAN {} runs over it now, whose tags the program may not see: it may answer in the wrong VLAN; use \
+                 --attach tc, or switch the offload off",
+                device.name
+            );
+            self.journal.link("vlan_tags_hidden", &under.name, None, Some(&device.name));
+        }
+        self.datapath.set_segment(device.index, segment);
+    }
+
+    /// Tells the datapath of all VLAN devices.
+    pub(super) fn tell_segments(&mut self) {
+        for device in self.links.values().filter(|link| link.tag.is_some()).cloned().collect::<Vec<_>>() {
+            self.tell_segment(&device);
+        }
+    }
+
     /// An interface that carries the program has changed.
-    fn carrier_changed(&mut self, before: &Link, link: &Link) -> Result<(), Stop> {
+    fn carrier_changed(&mut self, before: &Link, link: &Link) {
         let index = link.index;
-        let Some(carrier) = self.carriers.get_mut(&index) else { return Ok(()) };
-        if before.name != link.name {
+        if let Some(carrier) = self.carriers.get_mut(&index) {
             carrier.name.clone_from(&link.name);
+        }
+        if before.active_member != link.active_member {
+            let name = link.active_member.map(|index| self.interface_name(index));
+            self.journal.link("path_changed", &link.name, None, name.as_deref());
+            for interface in self.carried_by(index) {
+                self.tell_interface(interface);
+            }
+        }
+        if before.xdp.map(|xdp| xdp.id) != link.xdp.map(|xdp| xdp.id) {
+            self.look_at_carrier(index);
+        }
+    }
+
+    /// An interface that addresses can be on has changed.
+    fn interface_changed(&mut self, before: &Link, link: &Link) {
+        let index = link.index;
+        if before.name != link.name {
             self.journal.link("interface_renamed", &link.name, None, Some(&before.name));
             if let Some(addresses) = self.awaited.remove(&before.name) {
                 self.awaited.insert(link.name.clone(), addresses);
             }
         }
-        let ours = carrier.settling_until.is_some();
+        let ours = self.carrier_of(index).is_some_and(|(_, carrier)| carrier.settling_until.is_some());
         if before.carries() != link.carries() {
             let (event, reason) =
                 (if link.carries() { "link_up" } else { "link_down" }, ours.then_some("attaching"));
             self.journal.link(event, &link.name, None, reason);
         } else if before.carrier_losses != link.carrier_losses && link.carries() && !ours {
             self.journal.link("link_down", &link.name, None, None);
-            if let Some(mac) = before.mac {
-                let interface = self.interface(mac, false);
-                self.tell(Input::Interface { index, interface });
-            }
+            self.tell_interface_as(index, false);
             self.journal.link("link_up", &link.name, None, None);
         }
-        if before.mac != link.mac
-            && let Some(mac) = link.mac
-        {
-            self.journal.link("mac_changed", &link.name, Some(mac), None);
-            self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
+        if before.mac != link.mac && link.mac.is_some() {
+            self.journal.link("mac_changed", &link.name, link.mac, None);
         }
-        if let Some(mac) = link.mac {
-            let interface = self.interface(mac, link.carries() || ours);
-            self.tell(Input::Interface { index, interface });
-        }
-        if before.xdp.map(|xdp| xdp.id) != link.xdp.map(|xdp| xdp.id) {
-            self.look_at_carrier(index);
-        }
-        Ok(())
+        self.tell_interface(index);
     }
 
     /// A link that is still down when it should have settled is down for another reason.
@@ -339,13 +472,9 @@ impl Daemon {
                 settled.push(*index);
             }
         }
-        for index in settled {
-            if let Some(link) = self.links.get(&index)
-                && let Some(mac) = link.mac
-            {
-                let interface = self.interface(mac, link.carries());
-                self.tell(Input::Interface { index, interface });
-            }
+        for interface in settled.into_iter().flat_map(|carrier| self.carried_by(carrier)).collect::<Vec<_>>()
+        {
+            self.tell_interface(interface);
         }
     }
 
@@ -441,7 +570,7 @@ impl Daemon {
                 if let Err(error) = self.datapath.reattach_guard(index, &name) {
                     warn!(interface = name, "{:#}", anyhow::Error::from(error));
                 }
-            } else if mode == Mode::Generic
+            } else if mode != Mode::Native
                 && let Err(error) = self.datapath.attach(index, &name, mode)
             {
                 warn!(interface = name, "{:#}", anyhow::Error::from(error));
@@ -585,7 +714,7 @@ impl Daemon {
         // Few interfaces carry the program, so this is a few look-ups, however many addresses there are.
         let indices: BTreeSet<u32> = match index {
             Some(index) => BTreeSet::from([index]),
-            None => self.carriers.keys().copied().collect(),
+            None => self.interfaces.keys().copied().collect(),
         };
         indices
             .into_iter()

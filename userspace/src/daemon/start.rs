@@ -1,10 +1,17 @@
 //! The start: afresh, or from what an earlier run has left in the pinned maps, on the interfaces and in the state
 //! file. Until the end of it an earlier run's addresses are answered as that run has left them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use anyhow::{Context as _, anyhow};
-use arpwarden_common::{abi::AddressKey, net::MacAddr, state::StateWord};
+use arpwarden_common::{
+    abi::AddressKey,
+    net::{MacAddr, Vlan},
+    state::StateWord,
+};
 use arpwarden_engine::{
     Engine, Input, MonoTime,
     input::{Claimant, Kept, Owner},
@@ -115,6 +122,7 @@ pub(super) async fn serve(
         links,
         locals: BTreeMap::new(),
         carriers: BTreeMap::new(),
+        interfaces: BTreeMap::new(),
         awaited: arguments.interfaces.iter().map(|name| (name.clone(), Vec::new())).collect(),
         former_macs: BTreeMap::new(),
         beat: MonoTime(0),
@@ -165,6 +173,7 @@ impl Daemon {
     ) -> Result<(), Stop> {
         self.resync_addresses().await?;
         self.tell_macs()?;
+        self.tell_segments();
         if let Found::Adopted(leftover) = found {
             self.adopt(leftover, left).await?;
         }
@@ -192,18 +201,14 @@ impl Daemon {
                 .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
             match (kept.state, kept.xdp) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
-                    self.carriers.insert(
-                        kept.index,
-                        Carrier {
-                            vlan_tags: link::vlan_tags(&self.links[&kept.index], &self.links).name(),
-                            name,
-                            mode,
-                            offload: None,
-                            presence: Presence { xdp: true, guard: kept.guard },
-                            settling_until: None,
-                        },
-                    );
-                    self.tell_port(kept.index)?;
+                    let carrier = Carrier {
+                        vlan_tags: link::vlan_tags(mode, &self.links[&kept.index], &self.links).name(),
+                        mode,
+                        presence: Presence { xdp: true, guard: kept.guard },
+                        ..Carrier::new(name)
+                    };
+                    self.carriers.insert(kept.index, carrier);
+                    self.tell_ports(kept.index)?;
                 }
                 (LinkState::Live, _) => {}
                 (LinkState::Dead(reason), _) => {
@@ -212,13 +217,24 @@ impl Daemon {
             }
         }
         // Addresses on an interface that has lost the program get it back, as at any start.
-        let wanted: Vec<u32> = addresses.iter().map(|kept| kept.key.interface).collect();
+        let key_of = |daemon: &Self, KeptAddress { key, .. }: &KeptAddress| {
+            daemon.datapath.key_of(key.interface, key.vlan, key.address)
+        };
+        let addresses: Vec<KeptAddress> =
+            addresses.into_iter().map(|kept| KeptAddress { key: key_of(self, &kept), ..kept }).collect();
+        let wanted: BTreeSet<u32> =
+            addresses.iter().filter(|kept| has_interface(&kept.key)).map(|kept| kept.key.interface).collect();
         for index in wanted {
             if self.links.contains_key(&index)
-                && !self.carriers.contains_key(&index)
                 && let Err(stop) = self.carry(index)
             {
                 warn!("{:#}; what an earlier run has left there is taken off", stop.error);
+            }
+        }
+        // One without addresses is there for itself.
+        for index in self.carriers.keys().copied().collect::<Vec<_>>() {
+            if !self.interfaces.values().any(|carrier| *carrier == index) {
+                self.carry(index)?;
             }
         }
         let marked = self.marked(left).await?;
@@ -231,7 +247,7 @@ impl Daemon {
         }
         for kept in addresses {
             let (key, number) = (kept.key, kept.group);
-            if self.carriers.contains_key(&key.interface) {
+            if has_interface(&key) && self.interfaces.contains_key(&key.interface) {
                 if let Some(claimed) = left.claimed(&key) {
                     self.notes.entry(key).or_default().how = claimed.how;
                     if let Some(name) = claimed.how.group.filter(|_| number == 0) {
@@ -324,14 +340,17 @@ impl Daemon {
     /// interface was only made anew, it is claimed there.
     async fn abandon(&mut self, kept: &KeptAddress, left: &Left) -> Result<(), Stop> {
         let key = kept.key;
-        let entries = left
-            .registered()
-            .filter(|entry| entry.index == key.interface && entry.address == Ipv4Addr::from(key.address));
+        let has_gone = |index: &u32| !self.links.contains_key(index);
+        let entries = left.registered().filter(|entry| {
+            let here =
+                if has_interface(&key) { entry.index == key.interface } else { has_gone(&entry.index) };
+            here && entry.address == Ipv4Addr::from(key.address)
+        });
         let entries: Vec<Registered> = entries.cloned().collect();
         if let Some(entry) = entries.first()
-            && !self.links.contains_key(&key.interface)
+            && has_gone(&entry.index)
             && kept.word.may_answer()
-            && let Some(claimed) = left.claimed(&key)
+            && let Some(claimed) = left.claimed(&Self::key(entry.index, entry.address))
         {
             let lease_until = Some(MonoTime(kept.lease_until_ns)).filter(|until| until.0 != 0);
             let (prefix_length, how) = (claimed.prefix_length, claimed.how);
@@ -349,23 +368,17 @@ impl Daemon {
         Ok(())
     }
 
-    /// Tells the program and the engine of an interface that carries the program.
-    pub(super) fn tell_port(&mut self, index: u32) -> Result<(), Stop> {
-        let Some(link) = self.links.get(&index) else { return Ok(()) };
-        let Some(mac) = link.mac else {
-            return Err(Stop::failed(anyhow!("{} has no MAC", link.name)));
-        };
-        self.datapath.set_port(index, self.port(index, mac)).map_err(Stop::failed)?;
-        self.tell(Input::Interface { index, interface: self.interface(mac, link.carries()) });
-        Ok(())
-    }
-
     /// An address's key on an interface, untagged.
     pub(super) const fn key(index: u32, address: Ipv4Addr) -> AddressKey {
         AddressKey {
             interface: index,
-            vlan: arpwarden_common::net::Vlan::UNTAGGED,
+            vlan: Vlan::UNTAGGED,
             address: arpwarden_common::net::Ipv4::new(address.octets()),
         }
     }
+}
+
+/// Whether the interface of a key is known: of a VLAN device that has gone only the tags are left.
+fn has_interface(key: &AddressKey) -> bool {
+    key.vlan == Vlan::UNTAGGED
 }

@@ -7,10 +7,10 @@ use std::{
     net::Ipv4Addr,
 };
 
-use arpwarden_common::net::MacAddr;
+use arpwarden_common::net::{MacAddr, SERVICE_TAG, Vlan};
 use rtnetlink::packet_route::link::{
-    InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop,
-    XdpAttached as Attached,
+    BondPortState, InfoBond, InfoBondPort, InfoBridge, InfoData, InfoPortData, InfoVlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, LinkXdp, Prop, VlanProtocol, XdpAttached as Attached,
 };
 
 use super::{
@@ -30,7 +30,8 @@ pub struct Link {
     pub alternative_names: Vec<String>,
     /// Its current MAC; `None` if its addresses are not six bytes long.
     pub mac: Option<MacAddr>,
-    /// The MAC that was burnt in, if the driver tells (IFLA_PERM_ADDRESS).
+    /// The MAC that was burnt in, if the driver tells (IFLA_PERM_ADDRESS), or that a member had before it joined its
+    /// bond (IFLA_BOND_SLAVE_PERM_HWADDR).
     pub permanent_mac: Option<MacAddr>,
     /// What made it (IFLA_INFO_KIND): `veth`, `bridge`, `vlan`…; `None` for hardware.
     pub kind: Option<String>,
@@ -61,6 +62,22 @@ pub struct Link {
     pub xdp: Option<XdpAttached>,
     /// A bridge that keeps VLANs apart (IFLA_BR_VLAN_FILTERING).
     pub vlan_filtering: bool,
+    /// The tag of a VLAN device, as a half of a [`Vlan`] (IFLA_VLAN_ID, IFLA_VLAN_PROTOCOL).
+    pub tag: Option<u16>,
+    /// Index of the member that a bond uses, where it uses one at a time (IFLA_BOND_ACTIVE_SLAVE).
+    pub active_member: Option<u32>,
+    /// A member that its bond does not use now (IFLA_BOND_SLAVE_STATE): what comes in on it is dropped.
+    pub backup: bool,
+}
+
+/// Where frames of an interface are on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Index of the interface that sees them with all their tags, which is where the program goes: itself, or what a
+    /// VLAN device stands on.
+    pub carrier: u32,
+    /// Their tags there.
+    pub vlan: Vlan,
 }
 
 /// An XDP program on an interface.
@@ -115,6 +132,25 @@ impl Link {
                 LinkInfo::Data(InfoData::Bridge(settings)) => {
                     self.vlan_filtering = settings.contains(&InfoBridge::VlanFiltering(true));
                 }
+                LinkInfo::Data(InfoData::Vlan(settings)) => self.tag = tag(settings),
+                LinkInfo::Data(InfoData::Bond(settings)) => {
+                    self.active_member = settings.iter().find_map(|setting| {
+                        let InfoBond::ActivePort(index) = setting else { return None };
+                        Some(*index).filter(|index| *index != 0)
+                    });
+                }
+                LinkInfo::PortData(InfoPortData::BondPort(settings)) => self.take_membership(settings),
+                _ => {}
+            }
+        }
+    }
+
+    fn take_membership(&mut self, settings: &[InfoBondPort]) {
+        for setting in settings {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+            match setting {
+                InfoBondPort::BondPortState(state) => self.backup = *state == BondPortState::Backup,
+                InfoBondPort::PermHwaddr(bytes) => self.permanent_mac = self.permanent_mac.or(mac(bytes)),
                 _ => {}
             }
         }
@@ -123,6 +159,15 @@ impl Link {
     fn is_kind(&self, kinds: &[&str]) -> bool {
         self.kind.as_deref().is_some_and(|kind| kinds.contains(&kind))
     }
+}
+
+fn tag(settings: &[InfoVlan]) -> Option<u16> {
+    let id = settings.iter().find_map(|setting| {
+        let InfoVlan::Id(id) = setting else { return None };
+        Some(*id)
+    })?;
+    let service = settings.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    Some(if service { id | SERVICE_TAG } else { id })
 }
 
 fn names(properties: &[Prop]) -> Vec<String> {
@@ -204,12 +249,17 @@ pub enum Refusal {
         /// The master's kind.
         master_kind: String,
     },
-    /// A VLAN device.
-    VlanDevice {
+    /// A VLAN device on an interface of another network namespace.
+    ParentElsewhere {
         /// Its name.
         name: String,
-        /// The interface that it stands on.
-        parent: String,
+    },
+    /// A VLAN device whose frames have more than two tags, or one of VLAN 0.
+    Tags {
+        /// Its name.
+        name: String,
+        /// VLAN 0; else too many.
+        zero: bool,
     },
     /// VLANs run over it, and their tags are taken off before XDP sees the frames.
     HiddenTags {
@@ -265,10 +315,20 @@ impl fmt::Display for Refusal {
                 "{port} belongs to the {master_kind} {master}, which takes its frames and carries its addresses; \
                  use {master}"
             ),
-            Self::VlanDevice { name, parent } => write!(
+            Self::ParentElsewhere { name } => write!(
                 f,
-                "{name} is a VLAN device on {parent}, and addresses on VLAN devices are not supported yet; use \
-                 {parent} for untagged addresses"
+                "{name} is a VLAN device on an interface of another network namespace, where its frames can't be seen \
+                 from here; run in that namespace, or make the VLAN device in this one"
+            ),
+            Self::Tags { name, zero: true } => write!(
+                f,
+                "{name} is a VLAN device of VLAN 0, which is no VLAN (IEEE 802.1Q): its frames count as untagged; use \
+                 the interface that it stands on"
+            ),
+            Self::Tags { name, zero: false } => write!(
+                f,
+                "{name} is a VLAN device whose frames have more than two tags, and arpwarden looks behind two; use one \
+                 with two tags at most"
             ),
             Self::HiddenTags { name, cure, certain } => {
                 let is = if *certain { "are" } else { "may be" };
@@ -314,6 +374,23 @@ pub fn find<'a>(name: &str, links: &'a BTreeMap<u32, Link>) -> Result<&'a Link, 
 /// # Errors
 /// The first reason why not.
 pub fn suitable(link: &Link, links: &BTreeMap<u32, Link>) -> Result<(), Refusal> {
+    let Segment { carrier, .. } = segment(link, links)?;
+    if let Some(carrier) = links.get(&carrier).filter(|carrier| carrier.index != link.index) {
+        suitable_for(carrier, links, Part::Carrier)?;
+    }
+    suitable_for(link, links, Part::Interface)
+}
+
+/// What a link is to be for addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// They are on it.
+    Interface,
+    /// They are on a VLAN device that stands on it.
+    Carrier,
+}
+
+fn suitable_for(link: &Link, links: &BTreeMap<u32, Link>, part: Part) -> Result<(), Refusal> {
     let name = link.name.clone();
     if link.loopback || link.arphrd == libc::ARPHRD_LOOPBACK {
         return Err(Refusal::Loopback { name });
@@ -334,8 +411,10 @@ pub fn suitable(link: &Link, links: &BTreeMap<u32, Link>) -> Result<(), Refusal>
     // Before NOARP: for a port the way out is the master, whatever the port is.
     if let Some(index) = link.master {
         let master = links.get(&index);
-        // Addresses stand on the ports of a VRF; all other masters take the frames of theirs.
-        if !master.is_some_and(|master| master.is_kind(&["vrf"])) {
+        // Addresses stand on the ports of a VRF; all other masters take the frames of theirs. A bridge does not take
+        // those that belong to a VLAN device of its port (`vlan_do_receive` comes first).
+        let leaves: &[&str] = if part == Part::Carrier { &["vrf", "bridge"] } else { &["vrf"] };
+        if !master.is_some_and(|master| master.is_kind(leaves)) {
             return Err(Refusal::Enslaved {
                 port: name,
                 master: master.map_or_else(|| format!("#{index}"), |master| master.name.clone()),
@@ -348,15 +427,39 @@ pub fn suitable(link: &Link, links: &BTreeMap<u32, Link>) -> Result<(), Refusal>
     if link.noarp {
         return Err(Refusal::NoArp { name });
     }
-    if link.is_kind(&["vlan"]) {
-        let parent = match (link.parent, link.link_netns) {
-            (Some(index), None) => links.get(&index).map(|parent| parent.name.clone()),
-            _ => None,
-        };
-        let parent = parent.unwrap_or_else(|| "an interface of another network namespace".to_owned());
-        return Err(Refusal::VlanDevice { name, parent });
-    }
     Ok(())
+}
+
+/// Where frames of a link are on the wire.
+///
+/// # Errors
+/// A VLAN device whose frames the program would not see, or not understand.
+pub fn segment(link: &Link, links: &BTreeMap<u32, Link>) -> Result<Segment, Refusal> {
+    let name = || link.name.clone();
+    let mut at = link;
+    // Outermost last.
+    let mut tags = Vec::new();
+    while let Some(tag) = at.tag {
+        let below = at.parent.filter(|_| at.link_netns.is_none()).and_then(|index| links.get(&index));
+        at = below.ok_or_else(|| Refusal::ParentElsewhere { name: name() })?;
+        if tag & !SERVICE_TAG == 0 {
+            return Err(Refusal::Tags { name: name(), zero: true });
+        }
+        tags.push(tag);
+    }
+    let vlan = match *tags {
+        [] => Vlan::UNTAGGED,
+        [outer] => Vlan { outer, inner: 0 },
+        [inner, outer] => Vlan { outer, inner },
+        [_, _, _, ..] => return Err(Refusal::Tags { name: name(), zero: false }),
+    };
+    Ok(Segment { carrier: at.index, vlan })
+}
+
+/// The members of a bond.
+pub fn members<'a>(bond: &Link, links: &'a BTreeMap<u32, Link>) -> impl Iterator<Item = &'a Link> {
+    let (index, is_bond) = (bond.index, bond.is_kind(&["bond"]));
+    links.values().filter(move |link| is_bond && link.master == Some(index))
 }
 
 impl Link {
@@ -365,6 +468,14 @@ impl Link {
     pub const fn carries(&self) -> bool {
         self.up && self.carrier
     }
+}
+
+/// The MACs of these links, current and permanent ones: what a frame with one as its sender says is no claim of another
+/// host. A virtual router's is not among them, for its peers on other hosts have the same: it is ours for an address that
+/// is answered with it, and another host's for all others.
+pub fn own_macs<'a>(links: impl IntoIterator<Item = &'a Link>) -> BTreeSet<MacAddr> {
+    let macs = links.into_iter().flat_map(|link| [link.mac, link.permanent_mac]).flatten();
+    macs.filter(|mac| !mac.is_zero() && !mac.is_virtual_router()).collect()
 }
 
 /// How an interface answers ARP for addresses of other interfaces: the sysctl `arp_ignore` that counts there, the
@@ -425,6 +536,16 @@ fn siblings<'a>(
                     == netlink::network(address, local.prefix_length)
         })
     };
+    // Not on one segment, whatever their addresses say.
+    let other_vlan = |other: &Link| match (segment(ours, links), segment(other, links)) {
+        (Ok(ours), Ok(other)) => {
+            ours.carrier == other.carrier
+                && ours.vlan != other.vlan
+                && ours.vlan != Vlan::UNTAGGED
+                && other.vlan != Vlan::UNTAGGED
+        }
+        _ => false,
+    };
     let answers = |other: &Link| {
         let free = other
             .master
@@ -435,6 +556,7 @@ fn siblings<'a>(
             && !other.noarp
             && other.arphrd == libc::ARPHRD_ETHER
             && free
+            && !other_vlan(other)
     };
     links
         .values()
@@ -540,6 +662,24 @@ impl VlanTags {
             Self::Unknown { .. } => "unknown",
         }
     }
+
+    /// Of two members of a bond: what holds of both, and what has to be done to both.
+    fn worse(self, other: Self) -> Self {
+        let both = |one: Option<String>, other: Option<String>| match (one, other) {
+            (Some(one), Some(other)) => Some(format!("{one} && {other}")),
+            (None, _) | (_, None) => None,
+        };
+        match (self, other) {
+            (Self::Visible, other) | (other, Self::Visible) => other,
+            (Self::Hidden { cure: one }, Self::Hidden { cure: other }) => {
+                Self::Hidden { cure: both(one, other) }
+            }
+            (
+                Self::Hidden { cure: one } | Self::Unknown { cure: one },
+                Self::Hidden { cure: other } | Self::Unknown { cure: other },
+            ) => Self::Unknown { cure: both(one, other) },
+        }
+    }
 }
 
 /// The offload that takes tags off when they come in: names of the kernel, and ethtool's words for them.
@@ -549,9 +689,9 @@ const TAKES_OFF: [(&str, &str); 2] =
 const LEAVES_OUT: [(&str, &str); 2] =
     [("tx-vlan-hw-insert", "txvlan off"), ("tx-vlan-stag-hw-insert", "tx-vlan-stag-hw-insert off")];
 
-/// Whether the program would see VLAN tags on a link, as things stand now.
-pub fn vlan_tags(link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
-    decide_vlan_tags(link, links, |name| {
+/// Whether the program would see VLAN tags on a link in this mode, as things stand now.
+pub fn vlan_tags(mode: Mode, link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
+    decide_vlan_tags(link, links, mode, |name| {
         let features = ethtool::features(name).ok()?;
         Some(features.into_iter().filter(|(_, active)| *active).map(|(name, _)| name).collect())
     })
@@ -561,8 +701,19 @@ pub fn vlan_tags(link: &Link, links: &BTreeMap<u32, Link>) -> VlanTags {
 fn decide_vlan_tags(
     link: &Link,
     links: &BTreeMap<u32, Link>,
-    active: impl Fn(&str) -> Option<BTreeSet<String>>,
+    mode: Mode,
+    active: impl Fn(&str) -> Option<BTreeSet<String>> + Copy,
 ) -> VlanTags {
+    match mode {
+        // A tag that is not in the frame stands beside it, where this program looks.
+        Mode::Tc => return VlanTags::Visible,
+        // It runs on each member in place of the bond.
+        Mode::Native if link.is_kind(&["bond"]) => {
+            let of_members = members(link, links).map(|member| decide_vlan_tags(member, links, mode, active));
+            return of_members.reduce(VlanTags::worse).unwrap_or(VlanTags::Unknown { cure: None });
+        }
+        Mode::Native | Mode::Generic => {}
+    }
     if link.is_kind(&["bridge", "bond", "team", "macvlan", "macvtap"]) {
         // The kernel takes tags off where a frame comes in, before it passes the frame on to one of these.
         return VlanTags::Hidden { cure: None };
@@ -829,6 +980,9 @@ mod tests {
             mtu: 1500,
             xdp: Some(XdpAttached { id: 7, mode: Some(Mode::Generic) }),
             vlan_filtering: false,
+            tag: None,
+            active_member: None,
+            backup: false,
         };
         assert_eq!(Link::decode(&message), Some(expected));
     }
@@ -972,18 +1126,82 @@ mod tests {
         assert_eq!(judged([port, vrf]), Ok(()));
     }
 
+    /// What a message says of a VLAN device.
+    fn vlan(below: u32, id: u16, protocol: VlanProtocol) -> [LinkAttribute; 2] {
+        let data = InfoData::Vlan(vec![InfoVlan::Id(id), InfoVlan::Protocol(protocol)]);
+        let infos = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)];
+        [LinkAttribute::LinkInfo(infos), LinkAttribute::Link(below)]
+    }
+
+    fn customer(below: u32, id: u16) -> [LinkAttribute; 2] {
+        vlan(below, id, VlanProtocol::Ieee8021Q)
+    }
+
     #[test]
-    fn a_vlan_device_is_refused_and_its_parent_is_named() {
-        let vlan = || with(ethernet(1, "eth0.5"), [made_by(InfoKind::Vlan), LinkAttribute::Link(2)]);
-        let refused =
-            |parent: &str| Err(Refusal::VlanDevice { name: "eth0.5".to_owned(), parent: parent.to_owned() });
-        assert_eq!(judged([vlan(), ethernet(2, "eth0")]), refused("eth0"));
-        // The same index here is another interface.
-        let elsewhere = with(vlan(), [LinkAttribute::LinkNetNsId(0)]);
-        assert_eq!(
-            judged([elsewhere, ethernet(2, "eth9")]),
-            refused("an interface of another network namespace")
-        );
+    fn frames_of_a_vlan_device_are_behind_the_tags_of_all_that_it_stands_on() {
+        let links = links([
+            ethernet(1, "eth0"),
+            with(ethernet(2, "eth0.5"), customer(1, 5)),
+            with(ethernet(3, "eth0.7"), vlan(1, 7, VlanProtocol::Ieee8021Ad)),
+            with(ethernet(4, "eth0.7.9"), customer(3, 9)),
+            with(ethernet(5, "eth0.5.6"), customer(2, 6)),
+            with(ethernet(6, "eth0.5.6.7"), customer(5, 7)),
+            with(ethernet(7, "eth0.0"), customer(1, 0)),
+            with(with(ethernet(8, "eth1.5"), customer(1, 5)), [LinkAttribute::LinkNetNsId(0)]),
+        ]);
+        let on = |outer, inner| Ok(Segment { carrier: 1, vlan: Vlan { outer, inner } });
+        let name = |name: &str| name.to_owned();
+        for (index, expected) in [
+            (1, on(0, 0)),
+            (2, on(5, 0)),
+            (3, on(7 | SERVICE_TAG, 0)),
+            (4, on(7 | SERVICE_TAG, 9)),
+            (5, on(5, 6)),
+            (6, Err(Refusal::Tags { name: name("eth0.5.6.7"), zero: false })),
+            (7, Err(Refusal::Tags { name: name("eth0.0"), zero: true })),
+            (8, Err(Refusal::ParentElsewhere { name: name("eth1.5") })),
+        ] {
+            assert_eq!(segment(&links[&index], &links), expected);
+            assert_eq!(suitable(&links[&index], &links), expected.map(|_| ()));
+        }
+    }
+
+    #[test]
+    fn what_carries_a_vlan_device_may_be_a_port_of_a_bridge_but_not_of_a_bond() {
+        let judged = |kind: InfoKind| {
+            judged([
+                with(ethernet(1, "eth0.5"), customer(2, 5)),
+                with(ethernet(2, "eth0"), [LinkAttribute::Controller(3)]),
+                with(ethernet(3, "master0"), [made_by(kind)]),
+            ])
+        };
+        assert_eq!(judged(InfoKind::Bridge), Ok(()));
+        let refused = judged(InfoKind::Bond);
+        assert!(matches!(&refused, Err(Refusal::Enslaved { port, .. }) if port == "eth0"), "{refused:?}");
+    }
+
+    #[test]
+    fn a_bond_and_its_members_are_decoded() {
+        let bond = InfoData::Bond(vec![InfoBond::ActivePort(2)]);
+        let member = |index, name, state| {
+            let settings =
+                vec![InfoBondPort::BondPortState(state), InfoBondPort::PermHwaddr(vec![2, 0, 0, 0, 0, 9])];
+            let infos = vec![LinkInfo::PortData(InfoPortData::BondPort(settings))];
+            with(ethernet(index, name), [LinkAttribute::LinkInfo(infos), LinkAttribute::Controller(1)])
+        };
+        let bond = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bond), LinkInfo::Data(bond)]);
+        let links = links([
+            with(ethernet(1, "bond0"), [bond]),
+            member(2, "eth0", BondPortState::Active),
+            member(3, "eth1", BondPortState::Backup),
+            ethernet(4, "eth2"),
+        ]);
+        assert_eq!(links[&1].active_member, Some(2));
+        assert_eq!([links[&2].backup, links[&3].backup], [false, true]);
+        assert_eq!(links[&3].permanent_mac, Some(MacAddr::new([2, 0, 0, 0, 0, 9])));
+        let names: Vec<_> = members(&links[&1], &links).map(|member| member.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "eth1"]);
+        assert_eq!(members(&links[&2], &links).count(), 0);
     }
 
     #[test]
@@ -1016,7 +1234,9 @@ mod tests {
                 },
                 "use br0",
             ),
-            (Refusal::VlanDevice { name: name(), parent: "eth0".to_owned() }, "use eth0"),
+            (Refusal::ParentElsewhere { name: name() }, "run in that namespace"),
+            (Refusal::Tags { name: name(), zero: true }, "use the interface that it stands on"),
+            (Refusal::Tags { name: name(), zero: false }, "two tags at most"),
             (
                 Refusal::HiddenTags {
                     name: name(),
@@ -1053,14 +1273,14 @@ mod tests {
     fn offloads(
         of: &'static str,
         active: &'static [&'static str],
-    ) -> impl Fn(&str) -> Option<BTreeSet<String>> {
+    ) -> impl Fn(&str) -> Option<BTreeSet<String>> + Copy {
         move |name| (name == of).then(|| active.iter().map(|name| (*name).to_owned()).collect())
     }
 
     #[test]
     fn tags_are_hidden_where_the_interface_takes_them_off() {
         let links = links([ethernet(1, "eth0")]);
-        let tags = |active| decide_vlan_tags(&links[&1], &links, offloads("eth0", active));
+        let tags = |active| decide_vlan_tags(&links[&1], &links, Mode::Generic, offloads("eth0", active));
         assert_eq!(tags(&["tx-vlan-hw-insert", "rx-checksum"]), VlanTags::Visible);
         assert_eq!(
             tags(&["rx-vlan-hw-parse"]),
@@ -1072,7 +1292,7 @@ mod tests {
                 cure: Some("ethtool -K eth0 rxvlan off rx-vlan-stag-hw-parse off".to_owned())
             }
         );
-        let unasked = decide_vlan_tags(&links[&1], &links, |_| None);
+        let unasked = decide_vlan_tags(&links[&1], &links, Mode::Native, |_| None);
         assert_eq!(unasked, VlanTags::Unknown { cure: None });
     }
 
@@ -1081,16 +1301,21 @@ mod tests {
         let veth = || with(ethernet(1, "veth0"), [made_by(InfoKind::Veth), LinkAttribute::Link(2)]);
         let here = links([veth(), ethernet(2, "veth1")]);
         assert_eq!(
-            decide_vlan_tags(&here[&1], &here, offloads("veth1", &["tx-vlan-hw-insert", "rx-vlan-hw-parse"])),
+            decide_vlan_tags(
+                &here[&1],
+                &here,
+                Mode::Native,
+                offloads("veth1", &["tx-vlan-hw-insert", "rx-vlan-hw-parse"])
+            ),
             VlanTags::Hidden { cure: Some("ethtool -K veth1 txvlan off".to_owned()) }
         );
         assert_eq!(
-            decide_vlan_tags(&here[&1], &here, offloads("veth1", &["rx-vlan-hw-parse"])),
+            decide_vlan_tags(&here[&1], &here, Mode::Native, offloads("veth1", &["rx-vlan-hw-parse"])),
             VlanTags::Visible
         );
         // The same index here is another interface.
         let elsewhere = links([with(veth(), [LinkAttribute::LinkNetNsId(0)]), ethernet(2, "eth9")]);
-        let tags = decide_vlan_tags(&elsewhere[&1], &elsewhere, offloads("eth9", &[]));
+        let tags = decide_vlan_tags(&elsewhere[&1], &elsewhere, Mode::Native, offloads("eth9", &[]));
         assert!(matches!(tags, VlanTags::Unknown { cure: Some(_) }), "{tags:?}");
     }
 
@@ -1098,9 +1323,37 @@ mod tests {
     fn tags_are_always_hidden_where_frames_come_from_other_interfaces() {
         for kind in [InfoKind::Bond, InfoKind::Bridge, InfoKind::Team, InfoKind::MacVlan, InfoKind::MacVtap] {
             let links = links([with(ethernet(1, "upper0"), [made_by(kind)])]);
-            let tags = decide_vlan_tags(&links[&1], &links, offloads("upper0", &[]));
+            let tags = decide_vlan_tags(&links[&1], &links, Mode::Generic, offloads("upper0", &[]));
             assert_eq!(tags, VlanTags::Hidden { cure: None });
         }
+    }
+
+    #[test]
+    fn tags_beside_a_frame_are_seen_in_tc() {
+        let links = links([with(ethernet(1, "bond0"), [made_by(InfoKind::Bond)])]);
+        let tags = decide_vlan_tags(&links[&1], &links, Mode::Tc, offloads("bond0", &["rx-vlan-hw-parse"]));
+        assert_eq!(tags, VlanTags::Visible);
+    }
+
+    #[test]
+    fn a_native_program_sees_what_the_members_of_its_bond_see() {
+        let member = |index, name| with(ethernet(index, name), [LinkAttribute::Controller(1)]);
+        let links = links([
+            with(ethernet(1, "bond0"), [made_by(InfoKind::Bond)]),
+            member(2, "eth0"),
+            member(3, "eth1"),
+        ]);
+        let tags = |hiding: &'static [&'static str]| {
+            decide_vlan_tags(&links[&1], &links, Mode::Native, |name| {
+                let hides = hiding.contains(&name).then(|| "rx-vlan-hw-parse".to_owned());
+                Some(hides.into_iter().collect())
+            })
+        };
+        let hidden = |cure: &str| VlanTags::Hidden { cure: Some(cure.to_owned()) };
+        assert_eq!(tags(&[]), VlanTags::Visible);
+        assert_eq!(tags(&["eth1"]), hidden("ethtool -K eth1 rxvlan off"));
+        let both = "ethtool -K eth0 rxvlan off && ethtool -K eth1 rxvlan off";
+        assert_eq!(tags(&["eth0", "eth1"]), hidden(both));
     }
 
     #[test]
@@ -1110,6 +1363,25 @@ mod tests {
         assert!(!Link { carrier: false, ..link.clone() }.carries());
         assert!(!Link { up: false, ..link.clone() }.carries());
         assert!(Link { running: false, ..link }.carries());
+    }
+
+    #[test]
+    fn macs_of_all_links_are_own_ones_permanent_ones_too_but_not_those_that_routers_share() {
+        let with_macs = |index, mac: [u8; 6], permanent: Option<[u8; 6]>| Link {
+            index,
+            mac: Some(MacAddr::new(mac)),
+            permanent_mac: permanent.map(MacAddr::new),
+            ..Link::default()
+        };
+        let links = [
+            with_macs(1, [0; 6], None),
+            with_macs(2, [2, 0, 0, 0, 0, 2], Some([2, 0, 0, 0, 0, 9])),
+            with_macs(3, [0, 0, 0x5e, 0, 1, 0x33], Some([2, 0, 0, 0, 0, 3])),
+            // The one for IPv6 (RFC 9568 §7.3) is nobody's MAC in ARP.
+            with_macs(4, [0, 0, 0x5e, 0, 2, 0x33], None),
+        ];
+        let expected = [[2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 0, 9], [0, 0, 0x5e, 0, 2, 0x33]];
+        assert_eq!(own_macs(&links), expected.map(MacAddr::new).into());
     }
 
     #[test]
@@ -1212,11 +1484,11 @@ mod tests {
         assert_eq!(driver(a).as_deref(), Some("veth"));
         let hidden =
             VlanTags::Hidden { cure: Some("ethtool -K b txvlan off tx-vlan-stag-hw-insert off".to_owned()) };
-        assert_eq!(vlan_tags(a, &links), hidden);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), hidden);
         let disabled = disable_vlan_offload(a, &links).unwrap();
-        assert_eq!(vlan_tags(a, &links), VlanTags::Visible);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), VlanTags::Visible);
         disabled.restore().unwrap();
-        assert_eq!(vlan_tags(a, &links), hidden);
+        assert_eq!(vlan_tags(Mode::Generic, a, &links), hidden);
         own_network::ip("link del dev a");
         disabled.restore().unwrap();
     }

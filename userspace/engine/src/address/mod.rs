@@ -503,14 +503,16 @@ impl Managed {
             return;
         }
         let mac_changed = before.mac != turn.interface.mac;
+        let moved = before.path != turn.interface.path && before.path != 0;
         self.publish(turn);
         if self.state == State::Contested {
-            if mac_changed {
+            if mac_changed || moved {
                 self.start_plan_if_installed(turn);
             }
             self.uncontest(turn);
-        } else if mac_changed && self.state.may_answer() && before.up {
-            self.announce_again(Reason::MacChanged, turn);
+        } else if (mac_changed || moved) && self.state.may_answer() && before.up {
+            let reason = if mac_changed { Reason::MacChanged } else { Reason::PathChanged };
+            self.announce_again(reason, turn);
         }
     }
 }

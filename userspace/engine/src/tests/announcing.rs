@@ -117,6 +117,30 @@ fn a_new_mac_is_used_from_the_next_frame_on_and_announced() {
     assert_eq!(rig.news(), vec![], "nothing new");
 }
 
+#[test]
+fn a_bond_that_uses_another_member_is_announced_on_it() {
+    let on = |path| Interface { path, ..INTERFACE };
+    let mut rig = Rig::held_on(on(3), SPEC);
+    rig.until(State::Online);
+    rig.news();
+    rig.input(Input::Interface { index: KEY.interface, interface: on(4) });
+    assert_eq!(rig.managed().reason(), Reason::PathChanged);
+    rig.until(State::Online);
+    assert_eq!(rig.count(|kind| *kind == EventKind::Announced { count: 8, own_mac: OWN }), 2);
+    rig.news();
+    rig.input(Input::Interface { index: KEY.interface, interface: on(4) });
+    assert_eq!(rig.news(), vec![], "nothing new");
+}
+
+#[test]
+fn a_first_member_is_no_other_one() {
+    let mut rig = Rig::held(SPEC);
+    rig.until(State::Online);
+    rig.news();
+    rig.input(Input::Interface { index: KEY.interface, interface: Interface { path: 4, ..INTERFACE } });
+    assert_eq!(rig.news(), vec![]);
+}
+
 /// `count` addresses online on one interface, all registered in the same instant.
 fn many(interface: Interface, count: u8) -> Rig {
     let mut rig = Rig::with(interface);

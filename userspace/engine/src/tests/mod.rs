@@ -37,7 +37,8 @@ pub(crate) const RIVAL: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 9]);
 pub(crate) const OTHER: MacAddr = MacAddr::new([2, 0, 0, 0, 0, 8]);
 pub(crate) const KEY: AddressKey =
     AddressKey { interface: 3, vlan: Vlan::UNTAGGED, address: Ipv4::new([192, 0, 2, 10]) };
-pub(crate) const INTERFACE: Interface = Interface { mac: OWN, pace: Pace::Plain, moves: None, up: true };
+pub(crate) const INTERFACE: Interface =
+    Interface { mac: OWN, pace: Pace::Plain, moves: None, up: true, path: 0 };
 pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     prefix_length: 24,
     claim: Claim::Probe,

@@ -63,8 +63,8 @@ fn interfaces() -> impl Strategy<Value = Interface> {
         Some(MoveBudget { moves: 2, window: Duration::ZERO }),
     ];
     let paces = select(vec![Pace::Plain, Pace::Inspected]);
-    (select(vec![OWN, OTHER]), paces, select(moves), prop::bool::weighted(0.7))
-        .prop_map(|(mac, pace, moves, up)| Interface { mac, pace, moves, up })
+    (select(vec![OWN, OTHER]), paces, select(moves), prop::bool::weighted(0.7), select(vec![0, 3, 4]))
+        .prop_map(|(mac, pace, moves, up, path)| Interface { mac, pace, moves, up, path })
 }
 
 /// What may happen to an engine.

@@ -449,7 +449,7 @@ impl fmt::Display for AttachError {
                 let off = match program.mode {
                     Some(Mode::Native) => "xdpdrv",
                     Some(Mode::Generic) => "xdpgeneric",
-                    None => "xdp",
+                    Some(Mode::Tc) | None => "xdp",
                 };
                 write!(
                     f,
@@ -477,7 +477,7 @@ impl fmt::Display for AttachError {
                     (Mode::Native, false) => f.write_str(
                         "; use --attach generic, or a smaller MTU: before Linux 5.18 there is none above a page",
                     ),
-                    (Mode::Generic, _) => f.write_str("; choose another interface"),
+                    (Mode::Generic | Mode::Tc, _) => f.write_str("; choose another interface"),
                 }
             }
             Self::NotPermitted { interface, missing, .. } => {
@@ -540,6 +540,7 @@ impl fmt::Display for ForeignProgram {
         f.write_str(match self.mode {
             Some(Mode::Native) => " (native",
             Some(Mode::Generic) => " (generic",
+            Some(Mode::Tc) => " (tc",
             None => " (in hardware or several modes",
         })?;
         match self.link {

@@ -110,6 +110,7 @@ impl Datapath {
             events: Some(events),
             logger,
             installed: BTreeMap::new(),
+            segments: BTreeMap::new(),
             hinted: BTreeMap::new(),
             free: (0..MAX_ADDRESSES).collect(),
             left: VecDeque::new(),

@@ -25,6 +25,8 @@ use aya::{
 use aya_log::EbpfLogger;
 use log::Log;
 
+use super::link::Segment;
+
 pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState, Missing};
 use attach::GuardWay;
 pub use attach::Presence;
@@ -49,6 +51,8 @@ pub enum Mode {
     Native,
     /// Run by the kernel, whatever the driver.
     Generic,
+    /// Run by the kernel's traffic control, behind XDP.
+    Tc,
 }
 
 impl Mode {
@@ -57,6 +61,7 @@ impl Mode {
         match self {
             Self::Native => "native",
             Self::Generic => "generic",
+            Self::Tc => "tc",
         }
     }
 }
@@ -72,8 +77,10 @@ pub struct Datapath {
     tables: Tables,
     events: Option<RingBuf<MapData>>,
     logger: Option<EbpfLogger<&'static dyn Log>>,
-    /// The slots of the addresses that the program knows.
+    /// The slots of the addresses that the program knows, by what the program sees of them on the wire.
     installed: BTreeMap<AddressKey, u32>,
+    /// Where frames of VLAN devices are on the wire; those of all others are where they are.
+    segments: BTreeMap<u32, Segment>,
     /// The slots that share a hint's place.
     hinted: BTreeMap<u32, Vec<u32>>,
     /// Slots that nothing leads to and nothing is remembered of.

@@ -23,6 +23,7 @@ const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 /// `bpf_attach_type`.
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 /// `bpf_link_type`.
 const BPF_LINK_TYPE_XDP: u32 = 6;
@@ -78,6 +79,7 @@ impl Link {
         let (attach_type, flags) = match hook {
             Hook::Xdp(Mode::Native) => (BPF_XDP, XDP_FLAGS_DRV_MODE),
             Hook::Xdp(Mode::Generic) => (BPF_XDP, XDP_FLAGS_SKB_MODE),
+            Hook::Xdp(Mode::Tc) => (BPF_TCX_INGRESS, BPF_F_BEFORE),
             Hook::TcxEgress => (BPF_TCX_EGRESS, BPF_F_BEFORE),
         };
         let program = program.as_raw_fd();

@@ -11,7 +11,7 @@ use arpwarden_common::{
         MAX_GROUPS, Port, PortPlace, Record,
     },
     names,
-    net::MacAddr,
+    net::{Ipv4, MacAddr, Vlan},
     state::StateWord,
     verdict::{self, Entry, Standing},
 };
@@ -23,7 +23,7 @@ use aya::{
 use tracing::warn;
 
 use super::{
-    super::clock,
+    super::{clock, link::Segment},
     Datapath,
     error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
     pins::Pins,
@@ -158,9 +158,10 @@ impl verdict::Tables for Datapath {
     type Place = u32;
 
     fn address(&self, key: &AddressKey) -> Option<Entry> {
-        let standing = self.standing(key)?;
+        let slot = *self.installed.get(key)?;
+        let standing = self.standing_of(slot)?;
         let may_answer = standing.may_answer(|| clock::now().0);
-        Some(Entry { place: *self.installed.get(key)?, word: standing.word, may_answer })
+        Some(Entry { place: slot, word: standing.word, may_answer })
     }
 
     fn is_own(&self, mac: MacAddr) -> bool {
@@ -168,7 +169,47 @@ impl verdict::Tables for Datapath {
     }
 }
 
+/// Keys here are those of the interface that an address is on, untagged: the program's are worked out from where frames of
+/// that interface are on the wire.
 impl Datapath {
+    /// Sets where frames of a VLAN device are on the wire; `None` for an interface that is none, or is no more. Addresses
+    /// of a device that goes are removed first.
+    pub fn set_segment(&mut self, device: u32, segment: Option<Segment>) {
+        match segment {
+            Some(segment) => _ = self.segments.insert(device, segment),
+            None => _ = self.segments.remove(&device),
+        }
+    }
+
+    /// Where frames of an interface are on the wire.
+    pub fn segment(&self, device: u32) -> Segment {
+        self.segments.get(&device).copied().unwrap_or(Segment { carrier: device, vlan: Vlan::UNTAGGED })
+    }
+
+    /// The key of an address that the program saw on `carrier` behind these tags. If no interface of this namespace has
+    /// its frames there, it is the program's own.
+    pub fn key_of(&self, carrier: u32, vlan: Vlan, address: Ipv4) -> AddressKey {
+        let segment = Segment { carrier, vlan };
+        let device = self.segments.iter().find(|(_, there)| **there == segment);
+        match device {
+            Some((device, _)) => AddressKey { interface: *device, vlan: Vlan::UNTAGGED, address },
+            None => AddressKey { interface: carrier, vlan, address },
+        }
+    }
+
+    /// The program's key.
+    fn on_wire(&self, key: &AddressKey) -> AddressKey {
+        match self.segments.get(&key.interface) {
+            Some(Segment { carrier, vlan }) => AddressKey { interface: *carrier, vlan: *vlan, ..*key },
+            None => *key,
+        }
+    }
+
+    /// The slot of an address that the program knows.
+    fn known(&self, key: &AddressKey) -> Option<u32> {
+        self.installed.get(&self.on_wire(key)).copied()
+    }
+
     /// Makes the program act on frames that come in on `index`, in the name of `port`.
     ///
     /// # Errors
@@ -240,6 +281,7 @@ impl Datapath {
     /// # Errors
     /// All [`MAX_ADDRESSES`] slots are taken, or the kernel refuses.
     pub fn install(&mut self, key: AddressKey, word: StateWord) -> Result<u32, InstallError> {
+        let key = self.on_wire(&key);
         if let Some(&slot) = self.installed.get(&key) {
             self.store_in(slot, word);
             return Ok(slot);
@@ -321,7 +363,7 @@ impl Datapath {
     }
 
     fn slot(&self, key: &AddressKey) -> Result<u32, UnknownAddress> {
-        self.installed.get(key).copied().ok_or(UnknownAddress { key: *key })
+        self.known(key).ok_or(UnknownAddress { key: *key })
     }
 
     /// Sets the end of an address's lease: CLOCK_BOOTTIME in nanoseconds, at most one jiffy before what it stands for
@@ -374,13 +416,13 @@ impl Datapath {
     /// defence, whoever made it, is younger than `interval_ns`, if the program takes it at this moment, or if the
     /// address is not known.
     pub fn take_defence(&mut self, key: &AddressKey, now_ns: u64, interval_ns: u64) -> bool {
-        let record = self.installed.get(key).and_then(|slot| self.tables.records.get(*slot));
+        let record = self.known(key).and_then(|slot| self.tables.records.get(slot));
         record.is_some_and(|record| record.take_defence(now_ns, interval_ns))
     }
 
     /// What the program knows of an address since it was installed; `None` if it doesn't know it.
     pub fn record(&self, key: &AddressKey) -> Option<Record> {
-        Some(self.tables.records.get(*self.installed.get(key)?)?.read())
+        Some(self.tables.records.get(self.known(key)?)?.read())
     }
 
     /// The hosts that asked for an address lately, the latest first.
@@ -396,9 +438,10 @@ impl Datapath {
     /// # Errors
     /// The kernel's; the address is treated as unmanaged all the same, and its slot is not used again.
     pub fn remove(&mut self, key: &AddressKey) -> Result<(), TableError> {
-        let Some(slot) = self.installed.remove(key) else { return Ok(()) };
-        let unhinted = self.hint(key, |slots| slots.retain(|there| *there != slot));
-        let unlinked = removed(self.tables.addresses.remove(key));
+        let key = self.on_wire(key);
+        let Some(slot) = self.installed.remove(&key) else { return Ok(()) };
+        let unhinted = self.hint(&key, |slots| slots.retain(|there| *there != slot));
+        let unlinked = removed(self.tables.addresses.remove(&key));
         self.store_in(slot, StateWord::VACANT);
         unlinked.map_err(|source| TableError::write(names::ADDRESSES, source)).and(unhinted)?;
         self.left.push_back(slot);
@@ -419,7 +462,10 @@ impl Datapath {
 
     /// What decides now whether the program answers for an address; `None` if it doesn't know it.
     pub fn standing(&self, key: &AddressKey) -> Option<Standing> {
-        let slot = *self.installed.get(key)?;
+        self.standing_of(self.known(key)?)
+    }
+
+    fn standing_of(&self, slot: u32) -> Option<Standing> {
         let place = self.tables.slots.get(slot)?;
         let group = place.group.load(std::sync::atomic::Ordering::Relaxed);
         Some(Standing {
@@ -449,8 +495,8 @@ impl Datapath {
 
     /// What the program knows of an address and has counted since it was installed; `None` if it doesn't know it.
     pub fn address_counters(&self, key: &AddressKey) -> Option<(Record, AddressCounters)> {
-        let slot = self.installed.get(key)?;
-        match self.tables.address_counters.get(slot, 0) {
+        let slot = self.known(key)?;
+        match self.tables.address_counters.get(&slot, 0) {
             Ok(per_cpu) => {
                 let sum = per_cpu.iter().fold(AddressCounters::default(), |sum, cpu| AddressCounters {
                     answered: sum.answered.wrapping_add(cpu.answered),
