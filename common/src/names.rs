@@ -4,8 +4,12 @@
 pub const XDP_FRAGS: &str = "arpwarden_frags";
 /// The XDP program without multi-buffer support.
 pub const XDP: &str = "arpwarden";
+/// The tc program that answers, at what comes in.
+pub const TC: &str = "arpwarden_tc";
 /// The guard: the tc program for what leaves an interface.
 pub const GUARD: &str = "arpwarden_guard";
+/// All programs.
+pub const PROGRAMS: [&str; 4] = [XDP_FRAGS, XDP, TC, GUARD];
 /// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
 pub const ADDRESSES: &str = "ADDRESSES";
 /// Array: [`crate::abi::Hint::place`] of an address → [`crate::abi::Hint`].

@@ -9,19 +9,19 @@ use arpwarden_common::{
     verdict::Sighting,
     wire::arp::{Frame, Parsed},
 };
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::XdpContext};
+use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST};
 use aya_log_ebpf::info;
 
 use crate::{
     atomic,
     maps::{self, CLAIMANTS, EVENTS, Place},
-    packet::Packet,
+    packet::{Context, Packet},
     stats,
 };
 
 /// Counts, records and reports a sighting; a claim was met by `reaction`.
 #[inline(always)]
-pub(crate) fn report(packet: &Packet, sighting: &Sighting<Place>, reaction: Reaction) {
+pub(crate) fn report<C: Context>(packet: &Packet<C>, sighting: &Sighting<Place>, reaction: Reaction) {
     let (counter, kind, entry, flags) = match sighting {
         Sighting::Claim(entry) => (Counter::Claims, EventKind::Claim, Some(entry), done(reaction)),
         Sighting::Probe(entry) => (Counter::Probes, EventKind::Probe, Some(entry), 0),
@@ -104,9 +104,11 @@ impl What {
 /// once more: passed by reference its fields would lie on the caller's stack, where they are in the way of every frame,
 /// and two frames have to fit.
 #[inline(never)]
-fn report_of(packet: &Packet, slot: u32, record: *mut Record, word: StateWord, what: What) {
+fn report_of<C: Context>(packet: &Packet<C>, slot: u32, record: *mut Record, word: StateWord, what: What) {
     let Some(what) = maps::forgotten(what.0.into()).map(What::of) else { return };
-    let (Parsed::Arp(frame), Some(port)) = (packet.read(), maps::port(packet.ingress())) else { return };
+    let (Parsed::Arp(frame), Some(port)) = (packet.read(), maps::port(packet.ctx().interface())) else {
+        return;
+    };
     let now_ns = maps::now_ns();
     let kind = what.kind();
     let owner_changed = write_down(record, kind, frame.sender_mac, now_ns);
@@ -167,7 +169,7 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
 
 /// Reports the frame, folds it or adds it to the flood.
 #[inline(always)]
-fn admit(ctx: &XdpContext, record: *mut Record, facts: &Facts<'_>) {
+fn admit(ctx: &impl EbpfContext, record: *mut Record, facts: &Facts<'_>) {
     let key = ClaimantKey::new(facts.slot, facts.frame.sender_mac, facts.kind);
     let claimant = CLAIMANTS.get_ptr_mut(key);
     // SAFETY: both pointers are valid aligned map values. They are copied and written as a whole; what CPUs that
@@ -236,7 +238,7 @@ fn remember(key: &ClaimantKey, now_ns: u64) -> bool {
     clippy::cast_possible_truncation,
     reason = "an operation is 1 or 2, or `parse` would have refused it"
 )]
-fn send(ctx: &XdpContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, what: What) {
+fn send(ctx: &impl EbpfContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, what: What) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return stats::count(Counter::EventsLost) };
     // SAFETY: both point into valid aligned map values. Each is read and written once; CPUs that race may tell
     // the same frames twice, the totals stay right.

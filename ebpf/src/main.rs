@@ -1,4 +1,4 @@
-//! The XDP program and the guard: a thin shell around [`arpwarden_common::verdict`].
+//! The program that answers, for XDP and for tc, and the guard: a thin shell around [`arpwarden_common::verdict`].
 //!
 //! It runs on the BPF target only. What stands under `not(target_arch = "bpf")` lets editors and lints read it on
 //! the host.
@@ -23,14 +23,14 @@ use arpwarden_common::{
 };
 use aya_ebpf::{
     Global,
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
 use aya_log_ebpf::{debug, trace};
 
 use maps::{Maps, Place};
-use packet::Packet;
+use packet::{Context, Look, Packet};
+use reply::Answer;
 
 /// Read back by the loader: [`arpwarden_common::names::ABI_VERSION`].
 #[unsafe(no_mangle)]
@@ -56,10 +56,22 @@ fn arpwarden(ctx: XdpContext) -> u32 {
     respond(Packet::new(ctx))
 }
 
+/// [`arpwarden_common::names::TC`].
+#[classifier]
+fn arpwarden_tc(ctx: TcContext) -> i32 {
+    let packet = Packet::new(ctx);
+    match packet.look() {
+        Look::Other => packet.ctx().pass(),
+        // What can't be looked at is nothing for the kernel to answer either.
+        Look::Unreadable => packet.ctx().drop(),
+        Look::Readable => respond(packet),
+    }
+}
+
 /// [`arpwarden_common::names::GUARD`].
 #[classifier]
 fn arpwarden_guard(ctx: TcContext) -> i32 {
-    guard::guard(&ctx)
+    guard::guard(&Packet::new(ctx))
 }
 
 /// Whether a safety of [`omit`] is left out. The value is frozen, so what hangs on it costs nothing once loaded.
@@ -69,14 +81,16 @@ fn omits(safety: u32) -> bool {
 }
 
 #[inline(always)]
-fn respond(mut packet: Packet) -> u32 {
+fn respond<C: Context>(packet: Packet<C>) -> C::Verdict {
     let frame = match packet.read() {
-        Parsed::NotArp => return XDP_PASS,
-        Parsed::Truncated => return pass(Outcome::Truncated),
-        Parsed::BadHeader => return pass(Outcome::BadHeader),
+        Parsed::NotArp => return packet.ctx().pass(),
+        Parsed::Truncated => return pass(&packet, Outcome::Truncated),
+        Parsed::BadHeader => return pass(&packet, Outcome::BadHeader),
         Parsed::Arp(frame) => frame,
     };
-    let Some(port) = maps::port(packet.ingress()) else { return pass(Outcome::InactivePort) };
+    let Some(port) = maps::port(packet.ctx().interface()) else {
+        return pass(&packet, Outcome::InactivePort);
+    };
     let observes = port.flags & Port::OBSERVE != 0;
     let outcome = verdict(&frame, &port, &Maps, &Incoming { packet: &packet, frame: &frame, observes });
     stats::count(outcome.counter());
@@ -84,7 +98,7 @@ fn respond(mut packet: Packet) -> u32 {
         Outcome::Answered { place, mac } => {
             stats::answered(place.slot);
             if observes {
-                return XDP_PASS;
+                return packet.ctx().pass();
             }
             trace!(
                 packet.ctx(),
@@ -93,15 +107,13 @@ fn respond(mut packet: Packet) -> u32 {
                 frame.target_ip.octets(),
                 frame.sender_mac.octets()
             );
-            reply::turn_around(&mut packet, &frame, mac).map_or(XDP_PASS, |()| XDP_TX)
+            answer(packet, &frame, Answer::Reply(mac))
         }
-        Outcome::Defended { mac } => {
-            reply::announce(&mut packet, &frame, mac, frame.sender_ip).map_or(XDP_PASS, |()| XDP_TX)
-        }
+        Outcome::Defended { mac } => answer(packet, &frame, Answer::Announcement(mac)),
         Outcome::Shielded { place } => {
             stats::shielded(place.slot);
             if observes || omits(omit::SHIELD) {
-                return XDP_PASS;
+                return packet.ctx().pass();
             }
             debug!(
                 packet.ctx(),
@@ -110,7 +122,7 @@ fn respond(mut packet: Packet) -> u32 {
                 frame.target_ip.octets(),
                 frame.sender_mac.octets()
             );
-            XDP_DROP
+            packet.ctx().drop()
         }
         Outcome::Truncated
         | Outcome::BadHeader
@@ -120,24 +132,33 @@ fn respond(mut packet: Packet) -> u32 {
         | Outcome::OtherDestination
         | Outcome::NotAnswering
         | Outcome::Unmanaged
-        | Outcome::InactivePort => XDP_PASS,
+        | Outcome::InactivePort => packet.ctx().pass(),
+    }
+}
+
+/// Sends the frame back as the answer. What could not be written as a whole goes nowhere.
+#[inline(always)]
+fn answer<C: Context>(mut packet: Packet<C>, frame: &Frame, answer: Answer) -> C::Verdict {
+    match packet.rewrite(frame, answer) {
+        Some(()) => packet.ctx().send_back(),
+        None => packet.ctx().drop(),
     }
 }
 
 /// A frame that came in, of which the verdict tells what it says.
-struct Incoming<'a> {
-    packet: &'a Packet,
+struct Incoming<'a, C> {
+    packet: &'a Packet<C>,
     frame: &'a Frame,
     /// [`Port::OBSERVE`] is set.
     observes: bool,
 }
 
-impl Witness<Place> for Incoming<'_> {
+impl<C: Context> Witness<Place> for Incoming<'_, C> {
     #[inline(always)]
     fn saw(&self, sighting: Sighting<Place>) -> Reaction {
         let reaction = match &sighting {
             Sighting::Claim(claimed) if claimed.may_answer && !self.observes => {
-                defence::meet(claimed, self.packet.ingress())
+                defence::meet(claimed, self.packet.ctx().interface())
             }
             Sighting::Claim(_) | Sighting::Probe(_) | Sighting::Echo(_) | Sighting::Sibling(_) => {
                 Reaction::Nothing
@@ -155,9 +176,9 @@ impl Witness<Place> for Incoming<'_> {
 
 /// Counts an outcome that was clear before the verdict.
 #[inline(always)]
-fn pass(outcome: Outcome<Place>) -> u32 {
+fn pass<C: Context>(packet: &Packet<C>, outcome: Outcome<Place>) -> C::Verdict {
     stats::count(outcome.counter());
-    XDP_PASS
+    packet.ctx().pass()
 }
 
 #[cfg(not(target_arch = "bpf"))]

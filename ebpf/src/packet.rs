@@ -1,45 +1,212 @@
 //! Bounds-checked views into the frame; all `unsafe` over packet pointers is here.
 
 use arpwarden_common::{
-    net::Vlan,
+    net::{MacAddr, Vlan},
     wire::{
         Bytes, Wire,
-        arp::{ArpPacket, Frame, Parsed, parse},
+        arp::{self, ArpPacket, Frame, Parsed, READ_LEN},
         ethernet::{EthernetHeader, VlanTag},
     },
 };
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::bpf_redirect,
+    programs::{TcContext, XdpContext},
+};
 
-use crate::maps;
+use crate::{maps, reply::Answer};
 
-/// The frame of an XDP context. It owns the context, so there is one for each run, and its borrows are the
-/// frame's.
-pub(crate) struct Packet(XdpContext);
+/// Where a program meets a frame: how it reads it, and what it can do with it.
+pub(crate) trait Context: EbpfContext + Sized {
+    /// What the kernel wants to be told.
+    type Verdict;
 
-impl Packet {
+    /// Where the bytes begin that can be viewed, and where they end.
+    fn bounds(&self) -> (usize, usize);
+    /// Index of the interface that the frame came in on, or leaves by.
+    fn interface(&self) -> u32;
+    /// The tag that stands beside the frame: its control information and type, host order.
+    fn tag_beside(&self) -> Option<(u16, u16)>;
+    /// Writes the answer over the frame, which was read as `frame`. `None` if it could not be written, or not as a whole.
+    fn rewrite(packet: &mut Packet<Self>, frame: &Frame, answer: Answer) -> Option<()>;
+
+    /// The frame goes on as if this program were not there.
+    fn pass(&self) -> Self::Verdict;
+    /// The frame ends here.
+    fn drop(&self) -> Self::Verdict;
+    /// The frame leaves by the interface that it came in on, with the tags that it came in with.
+    fn send_back(&self) -> Self::Verdict;
+}
+
+impl Context for XdpContext {
+    type Verdict = u32;
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context is the kernel's, valid for the whole run.
+        unsafe { (*self.ctx).ingress_ifindex }
+    }
+
+    /// There is none that could be seen.
+    #[inline(always)]
+    fn tag_beside(&self) -> Option<(u16, u16)> {
+        None
+    }
+
+    #[inline(always)]
+    fn rewrite(packet: &mut Packet<Self>, frame: &Frame, answer: Answer) -> Option<()> {
+        let (ethernet, arp) = (packet.place::<EthernetHeader>(0)?, packet.place::<ArpPacket>(frame.arp_at)?);
+        // SAFETY: in bounds (`place` checked) and apart (`Packet::rewrite` checked `arp_at`); the borrow of `packet` is
+        // exclusive, so no view is alive; `Wire` promises alignment 1 and no invalid bit pattern.
+        unsafe { answer.write(&mut *ethernet, &mut *arp, frame) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn pass(&self) -> u32 {
+        xdp_action::XDP_PASS
+    }
+
+    #[inline(always)]
+    fn drop(&self) -> u32 {
+        xdp_action::XDP_DROP
+    }
+
+    #[inline(always)]
+    fn send_back(&self) -> u32 {
+        xdp_action::XDP_TX
+    }
+}
+
+impl Context for TcContext {
+    type Verdict = i32;
+
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.data(), self.data_end())
+    }
+
+    #[inline(always)]
+    fn interface(&self) -> u32 {
+        // SAFETY: the context is the kernel's, valid for the whole run.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+
+    /// Of a frame that came in the kernel has put its first tag there, of one that leaves the driver or the hardware
+    /// puts it in.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel keeps both in 16 bits")]
+    fn tag_beside(&self) -> Option<(u16, u16)> {
+        let skb = self.skb.skb;
+        // SAFETY: the context is the kernel's, valid for the whole run.
+        let (present, control, ethertype) =
+            unsafe { ((*skb).vlan_present, (*skb).vlan_tci, (*skb).vlan_proto) };
+        (present != 0).then_some((control as u16, u16::from_be(ethertype as u16)))
+    }
+
+    #[inline(always)]
+    fn rewrite(packet: &mut Packet<Self>, frame: &Frame, answer: Answer) -> Option<()> {
+        let (mac, announces) = match answer {
+            Answer::Reply(mac) => (mac, false),
+            Answer::Announcement(mac) => (mac, true),
+        };
+        rewritten(packet, frame.arp_at, mac, announces).then_some(())
+    }
+
+    #[inline(always)]
+    fn pass(&self) -> i32 {
+        TC_ACT_UNSPEC
+    }
+
+    #[inline(always)]
+    fn drop(&self) -> i32 {
+        TC_ACT_SHOT
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "TC_ACT_REDIRECT")]
+    fn send_back(&self) -> i32 {
+        // SAFETY: the helper takes numbers only. The tag beside the frame goes with it.
+        unsafe { bpf_redirect(self.interface(), 0) as i32 }
+    }
+}
+
+/// Writes the answer over a frame whose ARP packet begins at `at`; says whether that was done. It is done by a helper:
+/// where a program writes to frames itself the kernel copies each one first that somebody else holds too, whatever it
+/// is, and all TCP that comes out of a veth is such. What it takes of the stack is not the caller's, who has none left.
+#[inline(never)]
+fn rewritten(packet: &Packet<TcContext>, at: usize, mac: MacAddr, announces: bool) -> bool {
+    let (Some(ethernet), Some(arp)) = (packet.view::<EthernetHeader>(0), packet.view::<ArpPacket>(at)) else {
+        return false;
+    };
+    let (mut ethernet, mut arp) = (*ethernet, *arp);
+    let frame = Frame::of(&ethernet, &arp, Vlan::UNTAGGED, at);
+    let answer = if announces { Answer::Announcement(mac) } else { Answer::Reply(mac) };
+    answer.write(&mut ethernet, &mut arp, &frame);
+    packet.0.store(at, &arp, 0).is_ok() && packet.0.store(0, &ethernet, 0).is_ok()
+}
+
+/// The frame of a context. It owns the context, so there is one for each run, and its borrows are the frame's.
+pub(crate) struct Packet<C>(C);
+
+/// What was found of a frame before it was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// It is not ARP.
+    Other,
+    /// It may be ARP, and can be read.
+    Readable,
+    /// It may be ARP, and can't be read for want of memory.
+    Unreadable,
+}
+
+impl Packet<TcContext> {
+    /// Looks whether it may be ARP, and makes it readable then. All other traffic pays for no more than two compares.
+    #[inline(always)]
+    pub(crate) fn look(&self) -> Look {
+        // The header itself may be in a fragment too.
+        if self.view::<EthernetHeader>(0).is_some_and(|header| !arp::may_lead_to_arp(header.ethertype())) {
+            return Look::Other;
+        }
+        // A sender may decide how much of a frame is in the linear part, and nothing is to slip past for that.
+        let (start, end) = self.0.bounds();
+        let wanted = self.0.len().min(READ_LEN);
+        if end - start < wanted as usize && self.0.pull_data(wanted).is_err() {
+            return Look::Unreadable;
+        }
+        Look::Readable
+    }
+
+    /// Reads a frame that is about to leave.
+    #[inline(always)]
+    pub(crate) fn read_leaving(&self) -> Parsed {
+        arp::parse_leaving(self, self.0.tag_beside())
+    }
+}
+
+impl<C: Context> Packet<C> {
     /// The frame of this run.
-    pub(crate) const fn new(ctx: XdpContext) -> Self {
+    pub(crate) const fn new(ctx: C) -> Self {
         Self(ctx)
     }
 
-    /// The context, for messages.
+    /// The context, for messages and for the verdict.
     #[inline(always)]
-    pub(crate) const fn ctx(&self) -> &XdpContext {
+    pub(crate) const fn ctx(&self) -> &C {
         &self.0
     }
 
-    /// Index of the interface that the frame came in on.
-    #[inline(always)]
-    pub(crate) fn ingress(&self) -> u32 {
-        // SAFETY: the context is the kernel's, valid for the whole run.
-        unsafe { (*self.0.ctx).ingress_ifindex }
-    }
-
-    /// Reads the frame. What was learnt of its tags on the way would multiply the verifier's work.
+    /// Reads a frame that came in. What was learnt of its tags on the way would multiply the verifier's work.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "three values, put together and taken apart again")]
     pub(crate) fn read(&self) -> Parsed {
-        let frame = match parse(self) {
+        let frame = match arp::parse_beside(self, self.0.tag_beside()) {
             Parsed::Arp(frame) => frame,
             other @ (Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader) => return other,
         };
@@ -51,25 +218,22 @@ impl Packet {
         Parsed::Arp(Frame { vlan, arp_at: (tags >> 32 & 0x1f) as usize, ..frame })
     }
 
-    /// The Ethernet header and the ARP packet that begins `at` bytes into the frame, to be written; `None` if the
-    /// frame ends before they do or they overlap.
+    /// Writes the answer over the frame, which was read as `frame`. `None` if it could not be written, or not as a whole.
     #[inline(always)]
-    pub(crate) fn headers_mut(&mut self, at: usize) -> Option<(&mut EthernetHeader, &mut ArpPacket)> {
+    pub(crate) fn rewrite(&mut self, frame: &Frame, answer: Answer) -> Option<()> {
         // Beyond two tags there is nothing; to say so bounds the offset for the verifier.
-        if !(EthernetHeader::LEN..=EthernetHeader::LEN + 2 * VlanTag::LEN).contains(&at) {
+        if !(EthernetHeader::LEN..=EthernetHeader::LEN + 2 * VlanTag::LEN).contains(&frame.arp_at) {
             return None;
         }
-        let (ethernet, arp) = (self.place::<EthernetHeader>(0)?, self.place::<ArpPacket>(at)?);
-        // SAFETY: in bounds (`place` checked) and apart (`at` checked); the borrow of `self` is exclusive, so no
-        // view is alive; `Wire` promises alignment 1 and no invalid bit pattern.
-        Some(unsafe { (&mut *ethernet, &mut *arp) })
+        C::rewrite(self, frame, answer)
     }
 
     /// Where the `T` is that begins `at` bytes into the frame, or `None` if the frame ends before it does.
     #[inline(always)] // check and use end up in one function, where the verifier ties them together
     fn place<T: Wire>(&self, at: usize) -> Option<*mut T> {
-        let place = fixed(self.0.data() + at);
-        if place + size_of::<T>() > self.0.data_end() {
+        let (start, end) = self.0.bounds();
+        let place = fixed(start + at);
+        if place + size_of::<T>() > end {
             return None;
         }
         Some(place as *mut T)
@@ -92,11 +256,11 @@ fn fixed(place: usize) -> usize {
     place
 }
 
-impl Bytes for Packet {
+impl<C: Context> Bytes for Packet<C> {
     #[inline(always)]
     fn view<T: Wire>(&self, at: usize) -> Option<&T> {
         // SAFETY: in bounds (`place` checked); `Wire` promises alignment 1 and no invalid bit pattern; nobody writes
-        // the frame while `self` is borrowed.
+        // the frame while `self` is borrowed, and what is viewed before more is pulled is not used after it.
         self.place(at).map(|place: *mut T| unsafe { &*place })
     }
 }

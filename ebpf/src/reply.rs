@@ -1,25 +1,29 @@
-//! Turns a request into its reply, and a claim into its defence, in place.
+//! What a frame is answered with, in place.
 
 use arpwarden_common::{
-    net::{Ipv4, MacAddr},
-    wire::arp::{self, Frame},
+    net::MacAddr,
+    wire::{
+        arp::{self, ArpPacket, Frame},
+        ethernet::EthernetHeader,
+    },
 };
 
-use crate::packet::Packet;
-
-/// Rewrites the request that `frame` was read from into the reply of `mac`. `None` if its headers are no longer
-/// within the packet, which the verifier cannot know to be impossible.
-#[inline(always)]
-pub(crate) fn turn_around(packet: &mut Packet, frame: &Frame, mac: MacAddr) -> Option<()> {
-    let (ethernet, arp) = packet.headers_mut(frame.arp_at)?;
-    arp::reply(ethernet, arp, frame, mac);
-    Some(())
+/// What is written over a frame.
+#[derive(Clone, Copy)]
+pub(crate) enum Answer {
+    /// Over a request: the reply of this MAC.
+    Reply(MacAddr),
+    /// Over a claim: the announcement that this MAC has the address claimed.
+    Announcement(MacAddr),
 }
 
-/// Rewrites the claim that `frame` was read from into the announcement that `mac` has `address`. `None` as above.
-#[inline(always)]
-pub(crate) fn announce(packet: &mut Packet, frame: &Frame, mac: MacAddr, address: Ipv4) -> Option<()> {
-    let (ethernet, arp) = packet.headers_mut(frame.arp_at)?;
-    arp::announce(ethernet, arp, mac, address);
-    Some(())
+impl Answer {
+    /// Writes it over the headers that `frame` was read from.
+    #[inline(always)]
+    pub(crate) fn write(self, ethernet: &mut EthernetHeader, arp: &mut ArpPacket, frame: &Frame) {
+        match self {
+            Self::Reply(mac) => arp::reply(ethernet, arp, frame, mac),
+            Self::Announcement(mac) => arp::announce(ethernet, arp, mac, frame.sender_ip),
+        }
+    }
 }

@@ -77,6 +77,19 @@ fn json(ns: &Netns, program: &str, arguments: &[&str]) -> Vec<Value> {
     value.as_array().expect("an array").clone()
 }
 
+/// Whether the running kernel can make what these lines of `ip -batch` make; says loudly what it lacks if not.
+pub fn kernel_makes(what: &str, lines: &str) -> bool {
+    let ns = Netns::new();
+    let mut command = ns.command("ip");
+    command.args(["-batch", "-"]);
+    let made = output_with_input(&mut command, lines.as_bytes()).status.success();
+    if !made {
+        // Past the capture of the test harness, so that whoever runs all tests counts it.
+        let _ = writeln!(std::io::stderr(), "skipped: the running kernel has no {what}");
+    }
+    made
+}
+
 /// Addresses on `eth0` with their prefix length, in order.
 pub fn addresses(ns: &Netns) -> Vec<(Ipv4Addr, u64)> {
     addresses_on(ns, "eth0")

@@ -185,22 +185,36 @@ pub const fn may_lead_to_arp(ethertype: u16) -> bool {
     ethertype == ETHERTYPE_ARP || is_tag(ethertype)
 }
 
-/// Reads a frame that came in. A frame that is not ARP costs two compares.
+/// Reads a frame that came in, with all its tags in it. A frame that is not ARP costs two compares.
 #[inline(always)]
 pub fn parse<B: Bytes + ?Sized>(bytes: &B) -> Parsed {
-    parse_behind(bytes, Vlan::UNTAGGED, 2, ArpPacket::is_well_formed)
+    parse_beside(bytes, None)
 }
 
-/// Reads a frame that is about to leave, whose first tag may stand beside it: its control information and type, host
-/// order. Any packet that pairs addresses is one of [`Parsed::Arp`], whatever its hardware type and operation: who
-/// might learn from it is not known here.
+/// Reads a frame that came in, whose first tag may stand beside it: its control information and type, host order.
+#[inline(always)]
+pub fn parse_beside<B: Bytes + ?Sized>(bytes: &B, tag_beside: Option<(u16, u16)>) -> Parsed {
+    parse_accepted(bytes, tag_beside, ArpPacket::is_well_formed)
+}
+
+/// Reads a frame that is about to leave, as above. Any packet that pairs addresses is one of [`Parsed::Arp`], whatever
+/// its hardware type and operation: who might learn from it is not known here.
 #[inline(always)]
 pub fn parse_leaving<B: Bytes + ?Sized>(bytes: &B, tag_beside: Option<(u16, u16)>) -> Parsed {
+    parse_accepted(bytes, tag_beside, ArpPacket::pairs_addresses)
+}
+
+#[inline(always)]
+fn parse_accepted<B: Bytes + ?Sized>(
+    bytes: &B,
+    tag_beside: Option<(u16, u16)>,
+    accepted: impl Fn(&ArpPacket) -> bool,
+) -> Parsed {
     match tag_beside {
-        None => parse_behind(bytes, Vlan::UNTAGGED, 2, ArpPacket::pairs_addresses),
+        None => parse_behind(bytes, Vlan::UNTAGGED, 2, accepted),
         Some((control, ethertype)) => {
             let vlan = with_tag(Vlan::UNTAGGED, control & VlanTag::ID, ethertype);
-            parse_behind(bytes, vlan, 1, ArpPacket::pairs_addresses)
+            parse_behind(bytes, vlan, 1, accepted)
         }
     }
 }
@@ -251,19 +265,25 @@ fn parse_arp<B: Bytes + ?Sized>(
     if !accepted(arp) {
         return Parsed::BadHeader;
     }
-    Parsed::Arp(Frame {
-        destination: ethernet.destination(),
-        source: ethernet.source(),
-        vlan,
-        arp_at,
-        operation: u16::from_be_bytes(arp.operation),
-        sender_mac: MacAddr::new(arp.sender_mac),
-        sender_ip: Ipv4::new(arp.sender_ip),
-        target_ip: Ipv4::new(arp.target_ip),
-    })
+    Parsed::Arp(Frame::of(ethernet, arp, vlan, arp_at))
 }
 
 impl Frame {
+    /// The frame with these headers, well formed or not.
+    #[inline(always)]
+    pub const fn of(ethernet: &EthernetHeader, arp: &ArpPacket, vlan: Vlan, arp_at: usize) -> Self {
+        Self {
+            destination: ethernet.destination(),
+            source: ethernet.source(),
+            vlan,
+            arp_at,
+            operation: u16::from_be_bytes(arp.operation),
+            sender_mac: MacAddr::new(arp.sender_mac),
+            sender_ip: Ipv4::new(arp.sender_ip),
+            target_ip: Ipv4::new(arp.target_ip),
+        }
+    }
+
     /// The address of which the frame says something: whose sender has it, or that a probe asks whether it is free.
     #[inline(always)]
     pub fn concerns(&self) -> Ipv4 {
@@ -475,6 +495,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), at in 0..100_usize) {
             parse(bytes.as_slice());
+            parse_beside(bytes.as_slice(), Some((7, ETHERTYPE_QINQ)));
             parse_leaving(bytes.as_slice(), None);
             parse_leaving(bytes.as_slice(), Some((7, ETHERTYPE_VLAN)));
             let _ = bytes.as_slice().view::<ArpPacket>(at);

@@ -1,4 +1,4 @@
-//! Programs for what leaves an interface, before tcx (Linux 6.6): filters of a clsact qdisc, by rtnetlink.
+//! tc programs before tcx (Linux 6.6): filters of a clsact qdisc, by rtnetlink.
 
 use std::{
     io,
@@ -20,6 +20,7 @@ use super::netlink::now::ask;
 pub(super) struct Filter {
     /// Index of the interface.
     pub(super) index: u32,
+    way: Way,
     handle: TcHandle,
     /// Priority and protocol.
     info: u32,
@@ -29,8 +30,10 @@ pub(super) struct Filter {
 
 /// Which way the frames go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+pub(super) enum Way {
+    /// They come in.
     In,
+    /// They leave.
     Out,
 }
 
@@ -112,15 +115,11 @@ pub(super) fn remove_unused_clsact(index: u32) -> io::Result<bool> {
     }
 }
 
-/// The filters for what leaves an interface; none if it is not there.
+/// The filters of an interface for what goes this way; none if it is not there.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn egress_filters(index: u32) -> io::Result<Vec<Filter>> {
-    filters(index, Way::Out)
-}
-
-fn filters(index: u32, way: Way) -> io::Result<Vec<Filter>> {
+pub(super) fn filters(index: u32, way: Way) -> io::Result<Vec<Filter>> {
     let request = RouteNetlinkMessage::GetTrafficFilter(message(index, way.parent(), Vec::new()));
     let answers = match ask(&request, NLM_F_DUMP) {
         Err(error) if is_absent(&error) => return Ok(Vec::new()),
@@ -131,13 +130,14 @@ fn filters(index: u32, way: Way) -> io::Result<Vec<Filter>> {
             // Each priority that has filters is listed once more, as a filter without a handle.
             (filter.header.handle != TcHandle::UNSPEC).then(|| Filter {
                 index,
+                way,
                 handle: filter.header.handle,
                 info: filter.header.info,
                 program: program(&filter.attributes),
             })
         }
         // Somebody else's, of a kind that is not understood.
-        None => Some(Filter { index, handle: TcHandle::UNSPEC, info: 0, program: None }),
+        None => Some(Filter { index, way, handle: TcHandle::UNSPEC, info: 0, program: None }),
         Some(_) => None,
     };
     Ok(answers.into_iter().filter_map(filter).collect())
@@ -154,13 +154,13 @@ fn program(attributes: &[TcAttribute]) -> Option<u32> {
     })
 }
 
-/// Adds a filter that runs `program` on what leaves an interface, which must have a clsact qdisc. `name` is what tc(8)
-/// shows. It stays when this process ends.
+/// Adds a filter that runs `program` on what goes this way, ahead of those that are there, to an interface that has a
+/// clsact qdisc. `name` is what tc(8) shows. It stays when this process ends.
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn add_egress_filter(index: u32, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let mut message = message(index, Way::Out.parent(), attributes(program, name));
+pub(super) fn add_filter(index: u32, way: Way, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let mut message = message(index, way.parent(), attributes(program, name));
     message.header.info = PRIORITY << 16 | u32::from(ALL_PROTOCOLS.to_be());
     ask(&RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL).map(|_| ())
 }
@@ -188,7 +188,7 @@ impl Filter {
     }
 
     fn message(&self, attributes: Vec<TcAttribute>) -> TcMessage {
-        let mut message = message(self.index, Way::Out.parent(), attributes);
+        let mut message = message(self.index, self.way.parent(), attributes);
         message.header.handle = self.handle;
         message.header.info = self.info;
         message

@@ -10,13 +10,13 @@ use arpwarden_common::{
 use tracing::warn;
 
 use super::{
-    super::{netlink::now::link_now, tc},
+    super::{link::Link, netlink::now::link_now, tc},
     Datapath, Mode,
-    attach::programs_of,
+    attach::{programs_of, tc_programs},
     error::{Chain, LoadError, TableError},
     layout,
     pins::{LinkName, Pinned, Pins, remove_file},
-    sys::Link,
+    sys,
     tables::{Tables, hint_of, removed},
 };
 
@@ -205,10 +205,8 @@ impl Datapath {
 
     fn adopt_links(&mut self) -> Result<Vec<KeptLink>, LoadError> {
         let mut indices = BTreeSet::new();
-        for LinkName::Xdp(index) | LinkName::Guard(index) in
-            self.pins.link_names().map_err(LoadError::pins)?
-        {
-            indices.insert(index);
+        for name in self.pins.link_names().map_err(LoadError::pins)? {
+            indices.insert(name.index());
         }
         let ours = programs_of(self.tables.identity);
         indices.into_iter().map(|index| self.adopt_link(index, &ours)).collect()
@@ -217,44 +215,22 @@ impl Datapath {
     fn adopt_link(&mut self, index: u32, ours: &BTreeSet<u32>) -> Result<KeptLink, LoadError> {
         let failed = |source| LoadError::Adopt { index, source };
         let there = link_now(index).map_err(failed)?;
-        let path = self.pins.link(LinkName::Xdp(index));
-        let xdp = match Link::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(Missing::Detached),
-            Err(error) => return Err(failed(error)),
-            Ok(link) => {
-                let info = link.info().map_err(failed)?;
-                let xdp = there.as_ref().and_then(|there| there.xdp);
-                let replaced = match (info.index, xdp) {
-                    (0, _) if there.is_none() => Err(Missing::InterfaceGone),
-                    (0, _) => Err(Missing::Detached),
-                    // The index alone would not do: each namespace counts its own.
-                    (at, Some(xdp)) if at == index && xdp.id == info.program => {
-                        match link.update(self.xdp_fd().map_err(failed)?) {
-                            Ok(()) => Ok(xdp.mode),
-                            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
-                                Err(Missing::InterfaceGone)
-                            }
-                            Err(error) => return Err(failed(error)),
-                        }
-                    }
-                    _ => Err(Missing::InterfaceMoved),
-                };
-                if replaced.is_err() {
-                    // Also where we don't see it: nobody looks after what it says there.
-                    link.detach().map_err(failed)?;
-                    remove_file(&path).map_err(LoadError::pins)?;
-                }
-                replaced
-            }
-        };
-        let guard = match there {
-            Some(_) => self.adopt_guard(index, ours).map_err(failed)?,
-            None => false,
-        };
+        let there = there.as_ref();
+        let mut program = self.adopt_xdp(index, there)?;
+        if program.is_err() && self.pins.has(LinkName::Tc(index)) {
+            self.want(Mode::Tc)?;
+            let in_tc = self.adopt_tc(LinkName::Tc(index), there, ours).map_err(failed)?;
+            program = in_tc.map(|()| Some(Mode::Tc));
+        }
+        if program != Ok(Some(Mode::Tc)) {
+            // Beside one in XDP it can only be what an interrupted run has left.
+            self.detach_tc(LinkName::Tc(index)).map_err(failed)?;
+        }
+        let guard = self.adopt_tc(LinkName::Guard(index), there, ours).map_err(failed)?.is_ok();
         if !guard {
             self.detach_guard(index).map_err(failed)?;
         }
-        let (xdp, state) = match xdp {
+        let (xdp, state) = match program {
             Ok(mode) => (mode, LinkState::Live),
             Err(reason) => {
                 if there.is_none()
@@ -268,36 +244,83 @@ impl Datapath {
         Ok(KeptLink { index, xdp, guard, state })
     }
 
-    /// Puts the loaded guard in the place of an earlier one; says whether there was one.
-    fn adopt_guard(&mut self, index: u32, ours: &BTreeSet<u32>) -> std::io::Result<bool> {
-        let guard = self.guard_fd()?;
-        let path = self.pins.link(LinkName::Guard(index));
+    /// Puts the loaded program in the place of an earlier one in an XDP mode; gives the mode, or what has become of it.
+    fn adopt_xdp(
+        &mut self,
+        index: u32,
+        there: Option<&Link>,
+    ) -> Result<Result<Option<Mode>, Missing>, LoadError> {
+        let failed = |source| LoadError::Adopt { index, source };
+        let path = self.pins.link(LinkName::Xdp(index));
+        let link = match sys::Link::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Err(Missing::Detached)),
+            other => other.map_err(failed)?,
+        };
+        let info = link.info().map_err(failed)?;
+        let xdp = there.and_then(|there| there.xdp);
+        let replaced = match (info.index, xdp) {
+            (0, _) if there.is_none() => Err(Missing::InterfaceGone),
+            (0, _) => Err(Missing::Detached),
+            // The index alone would not do: each namespace counts its own.
+            (at, Some(xdp)) if at == index && xdp.id == info.program => {
+                self.want(Mode::Generic)?;
+                let program = self.responder_fd(Mode::Generic).map_err(failed)?;
+                match link.update(program) {
+                    Ok(()) => Ok(xdp.mode),
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Err(Missing::InterfaceGone),
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+            _ => Err(Missing::InterfaceMoved),
+        };
+        if replaced.is_err() {
+            // Also where we don't see it: nobody looks after what it says there.
+            link.detach().map_err(failed)?;
+            remove_file(&path).map_err(LoadError::pins)?;
+        }
+        Ok(replaced)
+    }
+
+    /// Puts the loaded tc program in the place of the earlier one that this stands for, or says what has become of it.
+    fn adopt_tc(
+        &mut self,
+        name: LinkName,
+        there: Option<&Link>,
+        ours: &BTreeSet<u32>,
+    ) -> std::io::Result<Result<(), Missing>> {
+        let (path, index) = (self.pins.link(name), name.index());
+        let off = if there.is_none() { Missing::InterfaceGone } else { Missing::Detached };
+        if !self.pins.has(name) {
+            return Ok(Err(off));
+        }
+        let (program, way, label) = self.tc_program(name)?;
         if std::fs::read_link(&path).is_ok() {
-            let mut replaced = false;
-            for filter in tc::egress_filters(index)? {
+            let mut replaced = Err(off);
+            for filter in tc::filters(index, way)? {
                 if !filter.program.is_some_and(|id| ours.contains(&id)) {
                     continue;
                 }
-                if replaced {
+                if replaced.is_ok() {
                     filter.remove()?;
                 } else {
-                    filter.replace(guard, names::GUARD)?;
-                    replaced = true;
+                    filter.replace(program, label)?;
+                    replaced = Ok(());
                 }
             }
             return Ok(replaced);
         }
-        let link = match Link::open(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            other => other?,
-        };
+        let link = sys::Link::open(&path)?;
         let info = link.info()?;
-        if info.index != index || !super::sys::tcx_egress(index)?.contains(&info.program) {
-            return Ok(false);
+        if info.index == 0 {
+            return Ok(Err(off));
         }
-        match link.update(guard) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
-            other => other.map(|()| true),
+        // The index alone would not do: each namespace counts its own.
+        if info.index != index || !tc_programs(index, way)?.contains(&info.program) {
+            return Ok(Err(Missing::InterfaceMoved));
+        }
+        match link.update(program) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(Err(off)),
+            other => other.map(Ok),
         }
     }
 }

@@ -194,7 +194,7 @@ impl LoadError {
 
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("loading the XDP program: ")?;
+        f.write_str("loading the program: ")?;
         match self {
             Self::NotPermitted { missing, .. } => permission(f, missing),
             Self::LockedMemory { .. } => f.write_str(
@@ -342,7 +342,7 @@ fn last_lines(f: &mut fmt::Formatter<'_>, log: &str) -> fmt::Result {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Attaching {
     /// The program that answers, in this mode.
-    Xdp(Mode),
+    Program(Mode),
     /// The guard.
     Guard,
 }
@@ -350,7 +350,7 @@ pub enum Attaching {
 impl fmt::Display for Attaching {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Xdp(mode) => write!(f, "the XDP program (in {} mode)", mode.name()),
+            Self::Program(mode) => write!(f, "the program (in {} mode)", mode.name()),
             Self::Guard => f.write_str("the guard for what leaves it (tc)"),
         }
     }
@@ -376,7 +376,23 @@ pub enum AttachError {
         /// Its name.
         interface: String,
     },
-    /// Somebody else's program is there. It was left as it was.
+    /// A program of another arpwarden instance is there. It was left as it was.
+    OtherInstance {
+        /// The interface's name.
+        interface: String,
+        /// What is known of it.
+        program: ForeignProgram,
+        /// The instance's name, if its pins can be seen.
+        instance: Option<String>,
+    },
+    /// The program can't be loaded.
+    Load {
+        /// The interface's name.
+        interface: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// Somebody else's XDP program is there, and the mode is one of XDP. It was left as it was.
     Foreign {
         /// The interface's name.
         interface: String,
@@ -420,84 +436,116 @@ pub enum AttachError {
 
 impl AttachError {
     /// Whether a missing permission is the reason, so that the command ends with 5.
-    pub const fn is_permission(&self) -> bool {
-        matches!(self, Self::NotPermitted { .. })
+    pub fn is_permission(&self) -> bool {
+        match self {
+            Self::NotPermitted { .. } => true,
+            Self::Load { source, .. } => source.is_permission(),
+            Self::NoSuchInterface { .. }
+            | Self::Unseen { .. }
+            | Self::AlreadyAttached { .. }
+            | Self::OtherInstance { .. }
+            | Self::Foreign { .. }
+            | Self::Unsupported { .. }
+            | Self::Kernel { .. } => false,
+        }
     }
 
-    /// Whether generic mode may do where this failed.
+    /// Whether another mode may do where this failed.
     pub const fn is_unsupported(&self) -> bool {
         matches!(self, Self::Unsupported { mode: Mode::Native, .. })
     }
 }
 
+impl AttachError {
+    fn interface(&self) -> &str {
+        match self {
+            Self::NoSuchInterface { interface }
+            | Self::Unseen { interface, .. }
+            | Self::AlreadyAttached { interface }
+            | Self::OtherInstance { interface, .. }
+            | Self::Load { interface, .. }
+            | Self::Foreign { interface, .. }
+            | Self::Unsupported { interface, .. }
+            | Self::NotPermitted { interface, .. }
+            | Self::Kernel { interface, .. } => interface,
+        }
+    }
+}
+
 impl fmt::Display for AttachError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let interface = self.interface();
         match self {
-            Self::NoSuchInterface { interface } => write!(
-                f,
-                "attaching the XDP program to {interface}: there is no such interface (any more); see 'ip link'"
-            ),
-            Self::Unseen { interface, .. } => write!(
-                f,
-                "attaching the XDP program to {interface}: asking rtnetlink what it carries failed, so it was \
-                 not touched; try again"
-            ),
-            Self::AlreadyAttached { interface } => {
-                write!(f, "attaching the XDP program to {interface}: this daemon's program is there already")
+            Self::Foreign { mode, .. } | Self::Unsupported { mode, .. } => {
+                write!(f, "attaching the program to {interface} in {} mode: ", mode.name())?;
             }
-            Self::Foreign { interface, mode, program } => {
-                let off = match program.mode {
-                    Some(Mode::Native) => "xdpdrv",
-                    Some(Mode::Generic) => "xdpgeneric",
-                    Some(Mode::Tc) | None => "xdp",
-                };
-                write!(
-                    f,
-                    "attaching the XDP program to {interface} in {} mode: {program} is there; it is not \
-                     arpwarden's of this instance and was left as it is. Stop what owns it",
-                    mode.name()
-                )?;
-                match program.link {
-                    Some(link) => write!(f, " (or 'bpftool link detach id {link}')"),
-                    None => write!(f, " (or 'ip link set dev {interface} {off} off')"),
+            Self::Kernel { what, .. } => write!(f, "attaching {what} to {interface}: ")?,
+            Self::NoSuchInterface { .. }
+            | Self::Unseen { .. }
+            | Self::AlreadyAttached { .. }
+            | Self::OtherInstance { .. }
+            | Self::Load { .. }
+            | Self::NotPermitted { .. } => write!(f, "attaching the program to {interface}: ")?,
+        }
+        match self {
+            Self::NoSuchInterface { .. } => {
+                f.write_str("there is no such interface (any more); see 'ip link'")
+            }
+            Self::Unseen { .. } => {
+                f.write_str("asking the kernel what it carries failed, so it was not touched; try again")
+            }
+            Self::AlreadyAttached { .. } => f.write_str("this daemon's program is there already"),
+            Self::OtherInstance { program, instance, .. } => {
+                match instance {
+                    Some(name) => write!(
+                        f,
+                        "{program} of the arpwarden instance '{name}' is there, and two would answer twice; end that \
+                         one with 'arpwarden --instance {name} unload'"
+                    ),
+                    None => write!(
+                        f,
+                        "{program} of another arpwarden instance is there, whose pins can't be seen from here, and two \
+                         would answer twice; end that one with 'arpwarden --instance NAME unload' where it runs"
+                    ),
                 }?;
                 f.write_str(", or choose another interface")
             }
-            Self::Unsupported { interface, mode, mtu, multi_buffer, .. } => {
+            Self::Load { .. } => f.write_str("it can't be loaded"),
+            Self::Foreign { program, .. } => {
                 write!(
                     f,
-                    "attaching the XDP program to {interface} in {} mode: the driver does not take it, as the \
-                     interface is set up now (MTU {mtu})",
-                    mode.name()
+                    "{program} is there; it is not arpwarden's of this instance and was left as it is. Stop what owns it"
                 )?;
+                match program.link {
+                    Some(link) => write!(f, " (or 'bpftool link detach id {link}')"),
+                    None => write!(f, " (or 'ip link set dev {interface} {} off')", program.place.flag()),
+                }?;
+                f.write_str(", choose another interface, or live beside it with --attach tc")
+            }
+            Self::Unsupported { mode, mtu, multi_buffer, .. } => {
+                write!(f, "the driver does not take it, as the interface is set up now (MTU {mtu})")?;
                 match (mode, multi_buffer) {
                     (Mode::Native, true) => {
-                        f.write_str("; use --attach generic, or a smaller MTU, fewer queues, no LRO")
+                        f.write_str("; use --attach tc, or a smaller MTU, fewer queues, no LRO")
                     }
                     (Mode::Native, false) => f.write_str(
-                        "; use --attach generic, or a smaller MTU: before Linux 5.18 there is none above a page",
+                        "; use --attach tc, or a smaller MTU: before Linux 5.18 there is none above a page",
                     ),
-                    (Mode::Generic | Mode::Tc, _) => f.write_str("; choose another interface"),
+                    (Mode::Generic | Mode::Tc, _) => f.write_str("; use --attach tc"),
                 }
             }
-            Self::NotPermitted { interface, missing, .. } => {
-                write!(f, "attaching the XDP program to {interface}: ")?;
-                permission(f, missing)
-            }
-            Self::Kernel { interface, what: Attaching::Guard, source }
+            Self::NotPermitted { missing, .. } => permission(f, missing),
+            Self::Kernel { what: Attaching::Guard | Attaching::Program(Mode::Tc), source, .. }
                 if source.raw_os_error() == Some(libc::EEXIST) =>
             {
                 write!(
                     f,
-                    "attaching {} to {interface}: its place is taken by an 'ingress' qdisc, which knows no way out, \
-                     or by a filter that is not arpwarden's; 'tc qdisc show dev {interface}' and 'tc filter show dev \
-                     {interface} egress' show it",
-                    Attaching::Guard
+                    "its place is taken by an 'ingress' qdisc, which knows no way out, or by a filter that is not \
+                     arpwarden's; 'tc qdisc show dev {interface}' and 'tc filter show dev {interface} ingress' (or \
+                     'egress') show it"
                 )
             }
-            Self::Kernel { interface, what, .. } => {
-                write!(f, "attaching {what} to {interface} failed; see the kernel's log for a reason")
-            }
+            Self::Kernel { .. } => f.write_str("the kernel refuses; see its log for a reason"),
         }
     }
 }
@@ -509,20 +557,46 @@ impl Error for AttachError {
             Self::Unsupported { source, .. }
             | Self::NotPermitted { source, .. }
             | Self::Kernel { source, .. } => Some(source),
-            Self::NoSuchInterface { .. } | Self::AlreadyAttached { .. } | Self::Foreign { .. } => None,
+            Self::Load { source, .. } => Some(source),
+            Self::NoSuchInterface { .. }
+            | Self::AlreadyAttached { .. }
+            | Self::OtherInstance { .. }
+            | Self::Foreign { .. } => None,
         }
     }
 }
 
-/// Somebody else's XDP program on an interface, as far as the kernel tells.
+/// Where a program is on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// XDP, attached so; `None`: in hardware, or in several modes at once.
+    Xdp(Option<Mode>),
+    /// tc, for what comes in.
+    Ingress,
+    /// tc, for what leaves.
+    Egress,
+}
+
+impl Place {
+    /// The word for it of ip-link(8).
+    const fn flag(self) -> &'static str {
+        match self {
+            Self::Xdp(Some(Mode::Native)) => "xdpdrv",
+            Self::Xdp(Some(Mode::Generic)) => "xdpgeneric",
+            Self::Xdp(Some(Mode::Tc) | None) | Self::Ingress | Self::Egress => "xdp",
+        }
+    }
+}
+
+/// Somebody else's program on an interface, as far as the kernel tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ForeignProgram {
     /// The kernel's identifier of it.
     pub id: u32,
     /// Its name; the kernel keeps 15 bytes.
     pub name: Option<String>,
-    /// How it is attached; `None`: in hardware, or in several modes at once.
-    pub mode: Option<Mode>,
+    /// Where it is.
+    pub place: Place,
     /// The user who loaded it.
     pub created_by_uid: Option<u32>,
     /// When it was loaded.
@@ -533,15 +607,20 @@ pub struct ForeignProgram {
 
 impl fmt::Display for ForeignProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "XDP program {}", self.id)?;
+        f.write_str(match self.place {
+            Place::Xdp(_) => "XDP program ",
+            Place::Ingress | Place::Egress => "tc program ",
+        })?;
+        self.id.fmt(f)?;
         if let Some(name) = &self.name {
             write!(f, " '{name}'")?;
         }
-        f.write_str(match self.mode {
-            Some(Mode::Native) => " (native",
-            Some(Mode::Generic) => " (generic",
-            Some(Mode::Tc) => " (tc",
-            None => " (in hardware or several modes",
+        f.write_str(match self.place {
+            Place::Xdp(Some(Mode::Native)) => " (native",
+            Place::Xdp(Some(Mode::Generic)) => " (generic",
+            Place::Xdp(Some(Mode::Tc) | None) => " (in hardware or several modes",
+            Place::Ingress => " (ingress",
+            Place::Egress => " (egress",
         })?;
         match self.link {
             Some(link) => write!(f, ", by link {link}")?,
@@ -571,7 +650,7 @@ impl fmt::Display for DetachError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "taking the XDP program and the guard off interface #{} failed; 'arpwarden unload' does it when the daemon \
+            "taking the program and the guard off interface #{} failed; 'arpwarden unload' does it when the daemon \
              has ended",
             self.index
         )
@@ -645,11 +724,11 @@ impl fmt::Display for InstallError {
         match self {
             Self::Full { key } => write!(
                 f,
-                "making {} known to the XDP program: all {MAX_ADDRESSES} places are taken; give addresses up \
+                "making {} known to the program: all {MAX_ADDRESSES} places are taken; give addresses up \
                  first ('offline', 'unwatch')",
                 key.address
             ),
-            Self::Table { key, .. } => write!(f, "making {} known to the XDP program", key.address),
+            Self::Table { key, .. } => write!(f, "making {} known to the program", key.address),
         }
     }
 }
@@ -674,7 +753,7 @@ impl fmt::Display for UnknownAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "storing the state of {}: the XDP program does not know it on interface #{}",
+            "storing the state of {}: the program does not know it on interface #{}",
             self.key.address, self.key.interface
         )
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs, io,
-    os::fd::AsFd as _,
+    os::fd::BorrowedFd,
     sync::atomic::Ordering,
 };
 
@@ -20,9 +20,9 @@ use aya::{
 use aya_log::EbpfLogger;
 
 use super::{
-    Datapath, OBJECT, ProgramIds,
+    Datapath, Mode, OBJECT, Responder,
     adopt::Found,
-    attach::GuardWay,
+    attach::TcWay,
     error::LoadError,
     layout,
     pins::{Pinned, Pins, PinsError},
@@ -31,8 +31,9 @@ use super::{
 };
 
 impl Datapath {
-    /// Loads the programs with messages up to `log_level`: 0 none, 1 errors … 5 everything (beyond: as 5). The one
-    /// for multi-buffer frames is taken where the kernel has it (Linux 5.18). What an earlier run has left behind the
+    /// Loads the guard, and the program of each mode in which one is attached, with messages up to `log_level`: 0 none,
+    /// 1 errors … 5 everything (beyond: as 5). A program of another mode is loaded when it is attached for the first
+    /// time: to verify one takes the kernel a fifth of a second. What an earlier run has left behind the
     /// pins is taken over: its maps are used, and its programs replaced where they are attached, each between two
     /// frames. Nothing else is attached.
     ///
@@ -56,7 +57,8 @@ impl Datapath {
                 true => Found::Adopted(datapath.adopt()?),
                 false => Found::Nothing,
             };
-            datapath.pin_programs().map_err(LoadError::pins)?;
+            let guard = datapath.guard_fd().map_err(|source| datapath.unpinned("guard", source));
+            guard.and_then(|fd| datapath.pin_program("guard", fd)).map_err(LoadError::pins)?;
             // From here on there is something that another run can take over.
             if let Some(control) = datapath.tables.control() {
                 control.layout.store(abi::ABI_VERSION.into(), Ordering::Release);
@@ -88,12 +90,11 @@ impl Datapath {
             loader.map_pin_path(map, pins.map(map));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| LoadError::of_object(error, &memory))?;
-        let program = load_best(&mut ebpf, &memory)?;
-        let guard = load_guard(&mut ebpf, &memory)?;
-        let ids = ProgramIds { xdp: id_of(&ebpf, program)?, guard };
+        let guard = load_one(&mut ebpf, names::GUARD, &memory)?;
         let logger = match level {
             0 => None,
-            1.. => Some(EbpfLogger::init(&mut ebpf).map_err(|source| LoadError::Messages { source })?),
+            // By the program: what is loaded later finds the map where it was.
+            1.. => Some(EbpfLogger::init_from_id(guard.id).map_err(|source| LoadError::Messages { source })?),
         };
         let events = {
             let map = names::EVENTS;
@@ -103,9 +104,10 @@ impl Datapath {
         };
         Ok(Self {
             pins: pins.clone(),
-            program,
-            ids,
-            guard_way: GuardWay::of_kernel(),
+            xdp: None,
+            tc: None,
+            guard: guard.id,
+            tc_way: TcWay::of_kernel(),
             tables: Tables::open(pins)?,
             events: Some(events),
             logger,
@@ -119,19 +121,35 @@ impl Datapath {
         })
     }
 
-    /// Pins the loaded programs in the place of earlier ones.
-    fn pin_programs(&self) -> Result<(), PinsError> {
-        let guard = self.guard_fd().map_err(|source| self.unpinned("guard", source))?;
-        let xdp = self.xdp_fd().map_err(|source| self.unpinned("xdp", source))?;
-        for (name, program) in [("xdp", xdp), ("guard", guard)] {
-            let (path, new) =
-                (self.pins.programs().join(name), self.pins.programs().join(format!("{name}-new")));
-            super::pins::remove_file(&new)?;
-            sys::pin(program.as_fd(), &new)
-                .and_then(|()| fs::rename(&new, &path))
-                .map_err(|source| self.unpinned(name, source))?;
+    /// Loads the program for this mode, and pins it in the place of an earlier one; done already if it is loaded. Of
+    /// several the best that this kernel takes.
+    pub(super) fn want(&mut self, mode: Mode) -> Result<(), LoadError> {
+        let (names, pin): (&[_], _) = match mode {
+            // The flag for multi-buffer frames is EINVAL before Linux 5.18. If it was something else, the second program
+            // meets it as well.
+            Mode::Native | Mode::Generic => (&[names::XDP_FRAGS, names::XDP], "xdp"),
+            Mode::Tc => (&[names::TC], "tc"),
+        };
+        if self.responder(mode).is_some() {
+            return Ok(());
         }
-        Ok(())
+        let loaded = load_best(&mut self.ebpf, names, &raise_memlock())?;
+        match mode {
+            Mode::Native | Mode::Generic => self.xdp = Some(loaded),
+            Mode::Tc => self.tc = Some(loaded),
+        }
+        let program = self.responder_fd(mode).map_err(|source| self.unpinned(pin, source));
+        program.and_then(|fd| self.pin_program(pin, fd)).map_err(LoadError::pins)
+    }
+
+    /// Pins a program in the place of an earlier one.
+    fn pin_program(&self, name: &str, program: BorrowedFd<'_>) -> Result<(), PinsError> {
+        let path = self.pins.programs().join(name);
+        let new = self.pins.programs().join(format!("{name}-new"));
+        super::pins::remove_file(&new)?;
+        sys::pin(program, &new)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| self.unpinned(name, source))
     }
 
     fn unpinned(&self, name: &str, source: io::Error) -> PinsError {
@@ -139,41 +157,26 @@ impl Datapath {
     }
 }
 
-/// Loads the better of the two programs that this kernel takes.
-fn load_best(ebpf: &mut Ebpf, memory: &Memory) -> Result<&'static str, LoadError> {
-    // The flag for multi-buffer frames is EINVAL before Linux 5.18. If it was something else, the second
-    // program meets it as well.
-    if load_one(ebpf, names::XDP_FRAGS, memory).is_ok() {
-        return Ok(names::XDP_FRAGS);
-    }
-    load_one(ebpf, names::XDP, memory)?;
-    Ok(names::XDP)
+/// Loads the first of these programs that the kernel takes.
+fn load_best(ebpf: &mut Ebpf, names: &[&'static str], memory: &Memory) -> Result<Responder, LoadError> {
+    let Some((last, better)) = names.split_last() else {
+        return Err(LoadError::Incomplete { lacks: "a program" });
+    };
+    better
+        .iter()
+        .find_map(|name| load_one(ebpf, name, memory).ok())
+        .map_or_else(|| load_one(ebpf, last, memory), Ok)
 }
 
-/// Loads the guard; gives its identifier.
-fn load_guard(ebpf: &mut Ebpf, memory: &Memory) -> Result<u32, LoadError> {
-    let Some(Program::SchedClassifier(program)) = ebpf.program_mut(names::GUARD) else {
-        return Err(LoadError::Incomplete { lacks: names::GUARD });
+fn load_one(ebpf: &mut Ebpf, name: &'static str, memory: &Memory) -> Result<Responder, LoadError> {
+    let incomplete = LoadError::Incomplete { lacks: name };
+    let refused = |source| LoadError::of_program(source, memory);
+    let info = match ebpf.program_mut(name) {
+        Some(Program::Xdp(program)) => program.load().and_then(|()| program.info()),
+        Some(Program::SchedClassifier(program)) => program.load().and_then(|()| program.info()),
+        Some(_) | None => return Err(incomplete),
     };
-    program.load().map_err(|source| LoadError::of_program(source, memory))?;
-    id_of(ebpf, names::GUARD)
-}
-
-/// The kernel's identifier of a loaded program.
-fn id_of(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
-    let info = match ebpf.program(name) {
-        Some(Program::Xdp(program)) => program.info(),
-        Some(Program::SchedClassifier(program)) => program.info(),
-        Some(_) | None => return Err(LoadError::Incomplete { lacks: name }),
-    };
-    info.map(|info| info.id()).map_err(|source| LoadError::Rejected { source })
-}
-
-fn load_one(ebpf: &mut Ebpf, name: &'static str, memory: &Memory) -> Result<(), LoadError> {
-    let Some(Program::Xdp(program)) = ebpf.program_mut(name) else {
-        return Err(LoadError::Incomplete { lacks: name });
-    };
-    program.load().map_err(|source| LoadError::of_program(source, memory))
+    Ok(Responder { name, id: info.map_err(refused)?.id() })
 }
 
 /// What this process may lock, which kernels before 5.11 count maps against.

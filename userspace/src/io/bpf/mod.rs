@@ -20,7 +20,7 @@ use arpwarden_common::{abi::AddressKey, names, net::MacAddr};
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
-    programs::{ProgramError, Xdp},
+    programs::Xdp,
 };
 use aya_log::EbpfLogger;
 use log::Log;
@@ -28,10 +28,11 @@ use log::Log;
 use super::link::Segment;
 
 pub use adopt::{Found, KeptAddress, KeptLink, Leftover, LinkState, Missing};
-use attach::GuardWay;
 pub use attach::Presence;
+use attach::TcWay;
 pub use error::{
-    AttachError, Attaching, DetachError, ForeignProgram, InstallError, LoadError, TableError, UnknownAddress,
+    AttachError, Attaching, DetachError, ForeignProgram, InstallError, LoadError, Place, TableError,
+    UnknownAddress,
 };
 use events::Source;
 pub use events::{EventReader, Logger, Undecodable};
@@ -70,10 +71,13 @@ impl Mode {
 pub struct Datapath {
     pins: Pins,
     ebpf: Ebpf,
-    /// Which of the two XDP programs is loaded.
-    program: &'static str,
-    ids: ProgramIds,
-    guard_way: GuardWay,
+    /// The program for XDP, once it was wanted.
+    xdp: Option<Responder>,
+    /// The program for tc, once it was wanted.
+    tc: Option<Responder>,
+    /// The kernel's identifier of the guard.
+    guard: u32,
+    tc_way: TcWay,
     tables: Tables,
     events: Option<RingBuf<MapData>>,
     logger: Option<EbpfLogger<&'static dyn Log>>,
@@ -92,26 +96,39 @@ pub struct Datapath {
     own: BTreeSet<MacAddr>,
 }
 
-/// The kernel's identifiers of the loaded programs.
-struct ProgramIds {
-    xdp: u32,
-    guard: u32,
+/// A loaded program that answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Responder {
+    /// Its name in the object.
+    name: &'static str,
+    /// The kernel's identifier of it.
+    id: u32,
 }
 
 impl Datapath {
-    /// Whether the loaded program takes frames of several buffers (Linux 5.18). Without, native mode is refused
-    /// at an MTU above a page or so.
+    /// Whether the program for XDP takes frames of several buffers (Linux 5.18). Without, native mode is refused at an
+    /// MTU above a page or so. One that was not wanted yet is not asked.
     pub fn multi_buffer(&self) -> bool {
-        self.program == names::XDP_FRAGS
+        self.xdp.is_none_or(|xdp| xdp.name == names::XDP_FRAGS)
     }
 
-    /// The loaded program, for test runs.
+    /// The program for this mode, if it is loaded.
+    const fn responder(&self, mode: Mode) -> Option<Responder> {
+        match mode {
+            Mode::Native | Mode::Generic => self.xdp,
+            Mode::Tc => self.tc,
+        }
+    }
+
+    /// The program for XDP, for test runs.
     ///
     /// # Errors
-    /// None once [`Datapath::open`] has succeeded; the type has room for them.
-    pub fn program(&mut self) -> Result<&mut Xdp, ProgramError> {
-        let program = self.ebpf.program_mut(self.program).ok_or(ProgramError::NotLoaded)?;
-        program.try_into()
+    /// It can't be loaded.
+    pub fn program(&mut self) -> Result<&mut Xdp, LoadError> {
+        self.want(Mode::Generic)?;
+        let name = self.xdp.map_or(names::XDP, |xdp| xdp.name);
+        let program = self.ebpf.program_mut(name).ok_or(LoadError::Incomplete { lacks: name })?;
+        program.try_into().map_err(|source| LoadError::Rejected { source })
     }
 
     /// The events, once; a second reader gets none and an error when it waits.

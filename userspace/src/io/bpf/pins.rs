@@ -3,8 +3,9 @@
 //! ```text
 //! /sys/fs/bpf/arpwarden/NAME/maps/SLOTS …      the maps, under their names in the object
 //!                            links/xdp-5       the link of the program on interface #5
-//!                            links/guard-5     the guard's link there; before tcx (Linux 6.6) a symbolic link that
-//!                                              only says that it is a filter, and whose the qdisc is
+//!                            links/tc-5        the same in mode tc; before tcx (Linux 6.6) a symbolic link that only
+//!                                              says that it is a filter, and whose the qdisc is
+//!                            links/guard-5     the guard's link there, or such a symbolic link
 //!                            programs/xdp …    the programs, for people who look
 //!                            namespace         a symbolic link that only says the inode of the network namespace
 //! ```
@@ -19,6 +20,7 @@ use std::{
 };
 
 use arpwarden_common::{abi, names};
+use aya::maps::MapInfo;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -58,7 +60,11 @@ pub(super) enum Pinned {
 /// What a file among the links is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum LinkName {
+    /// Of the program that answers, in one of the XDP modes.
     Xdp(u32),
+    /// Of the program that answers, in mode tc.
+    Tc(u32),
+    /// Of the guard.
     Guard(u32),
 }
 
@@ -68,9 +74,18 @@ impl LinkName {
         let index = index.parse().ok()?;
         match what {
             "xdp" => Some(Self::Xdp(index)),
+            "tc" => Some(Self::Tc(index)),
             "guard" => Some(Self::Guard(index)),
             _ => None,
         }
+    }
+}
+
+impl LinkName {
+    /// Index of its interface.
+    pub(super) const fn index(self) -> u32 {
+        let (Self::Xdp(index) | Self::Tc(index) | Self::Guard(index)) = self;
+        index
     }
 }
 
@@ -78,6 +93,7 @@ impl fmt::Display for LinkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Xdp(index) => write!(f, "xdp-{index}"),
+            Self::Tc(index) => write!(f, "tc-{index}"),
             Self::Guard(index) => write!(f, "guard-{index}"),
         }
     }
@@ -222,6 +238,17 @@ impl Pins {
         Ok(self.link_names()?.iter().any(is_attached).then_some(there))
     }
 
+    /// The name of the instance that is pinned beside this one and of which a program with these maps is.
+    pub(super) fn neighbour(&self, maps: &[u32]) -> Option<String> {
+        let others = self.directory.parent().map(entries).and_then(Result::ok)?;
+        let whose =
+            others.into_iter().filter(|directory| *directory != self.directory).find(|directory| {
+                let slots = MapInfo::from_pin(Self::at(directory).map(names::SLOTS));
+                slots.is_ok_and(|slots| maps.contains(&slots.id()))
+            })?;
+        Some(whose.file_name()?.to_string_lossy().into_owned())
+    }
+
     /// Whether what is pinned may be touched from this thread's network namespace.
     ///
     /// # Errors
@@ -269,6 +296,12 @@ impl Pins {
     /// Where a link is pinned.
     pub(super) fn link(&self, name: LinkName) -> PathBuf {
         self.links().join(name.to_string())
+    }
+
+    /// Whether there is something for a link.
+    pub(super) fn has(&self, name: LinkName) -> bool {
+        // A symbolic link leads nowhere.
+        fs::symlink_metadata(self.link(name)).is_ok()
     }
 
     /// The links that are pinned, in the order of their names.

@@ -11,7 +11,7 @@ use std::{
     path::Path,
 };
 
-use super::Mode;
+use super::super::tc::Way;
 
 // Numbers of linux/bpf.h.
 const BPF_OBJ_PIN: libc::c_int = 6;
@@ -39,10 +39,12 @@ const PROGRAMS: u32 = 64;
 /// What a link attaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hook {
-    /// An XDP program.
-    Xdp(Mode),
-    /// A tc program for what leaves, ahead of those that are there (Linux 6.6).
-    TcxEgress,
+    /// An XDP program, run by the driver.
+    Native,
+    /// An XDP program, run by the kernel.
+    Generic,
+    /// A tc program, ahead of those that are there (Linux 6.6).
+    Tcx(Way),
 }
 
 /// A link: while it is open or pinned its program is attached.
@@ -77,10 +79,9 @@ impl Link {
             revision: u64,
         }
         let (attach_type, flags) = match hook {
-            Hook::Xdp(Mode::Native) => (BPF_XDP, XDP_FLAGS_DRV_MODE),
-            Hook::Xdp(Mode::Generic) => (BPF_XDP, XDP_FLAGS_SKB_MODE),
-            Hook::Xdp(Mode::Tc) => (BPF_TCX_INGRESS, BPF_F_BEFORE),
-            Hook::TcxEgress => (BPF_TCX_EGRESS, BPF_F_BEFORE),
+            Hook::Native => (BPF_XDP, XDP_FLAGS_DRV_MODE),
+            Hook::Generic => (BPF_XDP, XDP_FLAGS_SKB_MODE),
+            Hook::Tcx(way) => (tcx(way), BPF_F_BEFORE),
         };
         let program = program.as_raw_fd();
         let mut attributes = Attributes { program, index, attach_type, flags, relative: 0, revision: 0 };
@@ -179,8 +180,15 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(|_| ())
 }
 
-/// The identifiers of the tcx programs for what leaves an interface, in their order; none before Linux 6.6.
-pub(super) fn tcx_egress(index: u32) -> io::Result<Vec<u32>> {
+const fn tcx(way: Way) -> u32 {
+    match way {
+        Way::In => BPF_TCX_INGRESS,
+        Way::Out => BPF_TCX_EGRESS,
+    }
+}
+
+/// The identifiers of the tcx programs of an interface for what goes this way, in their order; none before Linux 6.6.
+pub(super) fn tcx_programs(index: u32, way: Way) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Attributes {
         index: u32,
@@ -198,7 +206,7 @@ pub(super) fn tcx_egress(index: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; PROGRAMS as usize];
     let mut attributes = Attributes {
         index,
-        attach_type: BPF_TCX_EGRESS,
+        attach_type: tcx(way),
         query_flags: 0,
         attach_flags: 0,
         ids: ids.as_mut_ptr() as u64,

@@ -17,8 +17,10 @@ use aya::{TestRun as _, programs::TestRunOptions};
 
 use super::{
     super::{
+        link::XdpAttached,
         netlink::now::link_now,
         own_network::{self, PAIR},
+        tc::Way,
     },
     layout::abi_version,
     load::{CAP_SYS_ADMIN, missing_from},
@@ -123,7 +125,7 @@ const PASS: u32 = 2;
 const TX: u32 = 3;
 
 #[test]
-fn the_program_is_attached_in_both_modes_and_taken_off_again() {
+fn the_program_is_attached_in_each_mode_and_taken_off_again() {
     if !own_network::with_mounts(&PAIR) {
         return;
     }
@@ -131,13 +133,16 @@ fn the_program_is_attached_in_both_modes_and_taken_off_again() {
     let there = || link_now(index).unwrap().unwrap().xdp;
     let scratch = Scratch::new();
     let mut datapath = scratch.begin();
-    for mode in [Mode::Generic, Mode::Native] {
+    for mode in [Mode::Generic, Mode::Native, Mode::Tc] {
         datapath.attach(index, "a", mode).unwrap();
-        assert_eq!(there().map(|xdp| xdp.mode), Some(Some(mode)));
+        let in_xdp = (mode != Mode::Tc).then_some(Some(mode));
+        assert_eq!(there().map(|xdp| xdp.mode), in_xdp);
+        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
         let again = datapath.attach(index, "a", mode);
         assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
         datapath.detach(index).unwrap();
         assert_eq!(there(), None);
+        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
         datapath.detach(index).unwrap();
     }
     datapath.attach(index, "a", Mode::Generic).unwrap();
@@ -145,31 +150,56 @@ fn the_program_is_attached_in_both_modes_and_taken_off_again() {
     assert_eq!(there(), None);
 }
 
+/// What is on an interface.
+fn all_on(index: u32) -> (Option<XdpAttached>, [Vec<u32>; 2]) {
+    let in_tc = [Way::In, Way::Out].map(|way| attach::tc_programs(index, way).unwrap());
+    (link_now(index).unwrap().unwrap().xdp, in_tc)
+}
+
 #[test]
-fn a_foreign_program_is_named_and_left_alone() {
-    if !own_network::with_mounts(&PAIR) {
-        return;
-    }
-    let index = nix::net::if_::if_nametoindex("a").unwrap();
-    let there = || link_now(index).unwrap().unwrap().xdp;
-    let (there_scratch, our_scratch) = (Scratch::new(), Scratch::new());
-    let (mut theirs, mut ours) = (there_scratch.begin(), our_scratch.begin());
-    for (their_mode, our_mode) in
-        [(Mode::Generic, Mode::Generic), (Mode::Native, Mode::Generic), (Mode::Generic, Mode::Native)]
-    {
-        theirs.attach(index, "a", their_mode).unwrap();
-        let before = there();
-        let error = ours.attach(index, "a", our_mode).unwrap_err();
-        let AttachError::Foreign { program, .. } = &error else { panic!("{error:?}") };
-        assert_eq!(Some(program.id), before.map(|xdp| xdp.id));
-        assert_eq!(program.name.as_deref(), Some(theirs.program));
-        assert_eq!(program.mode, Some(their_mode));
-        assert_eq!(program.created_by_uid, Some(0));
-        assert!(program.link.is_some() && program.loaded_at.is_some());
-        let text = error.to_string();
-        assert!(text.contains(theirs.program) && text.contains(&program.id.to_string()), "{text}");
-        assert_eq!(there(), before);
+fn another_instance_is_named_and_left_alone_in_every_mode() {
+    const MODES: [Mode; 3] = [Mode::Native, Mode::Generic, Mode::Tc];
+    for way in [TcWay::Tcx, TcWay::Clsact] {
+        if !own_network::with_mounts(&PAIR) {
+            return;
+        }
+        let index = nix::net::if_::if_nametoindex("a").unwrap();
+        let (there_scratch, our_scratch) = (Scratch::new(), Scratch::new());
+        let (mut theirs, mut ours) = (there_scratch.begin(), our_scratch.begin());
+        theirs.tc_way = way;
+        for their_mode in MODES {
+            theirs.attach(index, "a", their_mode).unwrap();
+            let before = all_on(index);
+            for our_mode in MODES {
+                let error = ours.attach(index, "a", our_mode).unwrap_err();
+                let AttachError::OtherInstance { program, instance, .. } = &error else {
+                    panic!("{error:?}")
+                };
+                let (id, place) = match their_mode {
+                    Mode::Native | Mode::Generic => (theirs.xdp.unwrap().id, Place::Xdp(Some(their_mode))),
+                    Mode::Tc => (theirs.tc.unwrap().id, Place::Ingress),
+                };
+                assert_eq!((program.id, program.place), (id, place));
+                assert_eq!(program.created_by_uid, Some(0));
+                assert_eq!(program.link.is_some(), their_mode != Mode::Tc || way == TcWay::Tcx);
+                assert!(program.loaded_at.is_some());
+                let name = there_scratch.0.directory().file_name().unwrap().to_str().unwrap();
+                assert_eq!(instance.as_deref(), Some(name));
+                let text = error.to_string();
+                assert!(text.contains(name) && text.contains(&id.to_string()), "{text}");
+                assert_eq!(all_on(index), before);
+                assert_eq!(our_scratch.0.link_names().unwrap(), []);
+            }
+            theirs.detach(index).unwrap();
+        }
+        // Its guard alone: that one ended between two steps.
+        theirs.attach(index, "a", Mode::Generic).unwrap();
+        attach::drop_link(&there_scratch.0.link(pins::LinkName::Xdp(index))).unwrap();
+        let error = ours.attach(index, "a", Mode::Tc).unwrap_err();
+        let AttachError::OtherInstance { program, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((program.id, program.place), (theirs.guard, Place::Egress));
         theirs.detach(index).unwrap();
+        ours.attach(index, "a", Mode::Tc).unwrap();
     }
 }
 
@@ -193,7 +223,7 @@ fn a_driver_without_native_mode_is_told_from_other_failures() {
     let scratch = Scratch::new();
     let error = scratch.begin().attach(index, "br", Mode::Native).unwrap_err();
     assert!(error.is_unsupported(), "{error:?}");
-    assert!(error.to_string().contains("--attach generic"));
+    assert!(error.to_string().contains("--attach tc"));
 }
 
 #[test]

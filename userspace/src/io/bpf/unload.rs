@@ -9,12 +9,11 @@ use arpwarden_common::{
 use aya::maps::MapInfo;
 
 use super::{
-    super::{netlink::now::links_now, tc},
+    super::{netlink::now::links_now, tc::Way},
     Datapath,
-    attach::{drop_guard, drop_link, programs_of},
+    attach::{drop_link, drop_tc, programs_of, tc_programs},
     error::{Chain, LoadError, elsewhere},
     pins::{LinkName, Pinned, Pins, PinsError},
-    sys::tcx_egress,
     tables::Tables,
 };
 
@@ -96,13 +95,16 @@ impl Pins {
         let names = self.link_names().map_err(UnloadError::pins)?;
         // The guards last: while an address is silent, its host keeps silent.
         for name in &names {
-            if let LinkName::Xdp(_) = name {
-                drop_link(&self.link(*name)).map_err(failed("taking the program off its interfaces"))?;
-            }
+            let off = match name {
+                LinkName::Xdp(_) => drop_link(&self.link(*name)),
+                LinkName::Tc(_) => drop_tc(self, *name, &ours),
+                LinkName::Guard(_) => Ok(()),
+            };
+            off.map_err(failed("taking the program off its interfaces"))?;
         }
         for name in &names {
-            if let LinkName::Guard(index) = name {
-                drop_guard(self, *index, &ours).map_err(failed("taking the guard off its interfaces"))?;
+            if let LinkName::Guard(_) = name {
+                drop_tc(self, *name, &ours).map_err(failed("taking the guard off its interfaces"))?;
             }
         }
         let left = left_on(&ours).map_err(failed("looking whether anything is left"))?;
@@ -123,9 +125,12 @@ fn left_on(ours: &BTreeSet<u32>) -> io::Result<Vec<String>> {
         if let Some(xdp) = link.xdp.filter(|xdp| ours.contains(&xdp.id)) {
             left.push(format!("XDP program {} on {}", xdp.id, link.name));
         }
-        let guards = tcx_egress(index)?;
-        let filters = tc::egress_filters(index)?;
-        for id in guards.into_iter().chain(filters.iter().filter_map(|filter| filter.program)) {
+        for id in [Way::In, Way::Out]
+            .map(|way| tc_programs(index, way))
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?
+            .concat()
+        {
             if ours.contains(&id) {
                 left.push(format!("tc program {id} on {}", link.name));
             }

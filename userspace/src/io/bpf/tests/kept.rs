@@ -10,7 +10,7 @@ use arpwarden_common::{
 use aya::maps::Array;
 
 use super::{
-    super::{pins::LinkName, sys},
+    super::{super::tc, pins::LinkName, sys},
     wire::{NEIGHBOUR, Wire},
     *,
 };
@@ -35,20 +35,36 @@ fn word(state: State, flags: u8, generation: u8) -> StateWord {
 
 /// Makes a datapath answer on `a`.
 fn carry(datapath: &mut Datapath) {
+    carry_in(datapath, Mode::Generic);
+}
+
+fn carry_in(datapath: &mut Datapath, mode: Mode) {
     let (index, mac) = (index_of("a"), mac_of("a"));
     datapath.set_port(index, Port::accepting(mac, index)).unwrap();
     datapath.set_own_macs(&BTreeSet::from([mac])).unwrap();
-    datapath.attach(index, "a", Mode::Generic).unwrap();
+    datapath.attach(index, "a", mode).unwrap();
 }
 
 #[test]
 fn what_is_dropped_goes_on_answering_and_is_taken_over() {
-    if !own_network::with_mounts(&PAIR) {
-        return;
+    for (mode, way) in [
+        (Mode::Generic, TcWay::Tcx),
+        (Mode::Tc, TcWay::Tcx),
+        (Mode::Generic, TcWay::Clsact),
+        (Mode::Tc, TcWay::Clsact),
+    ] {
+        if !own_network::with_mounts(&PAIR) {
+            return;
+        }
+        goes_on_and_is_taken_over(mode, way);
     }
+}
+
+fn goes_on_and_is_taken_over(mode: Mode, way: TcWay) {
     let (scratch, wire) = (Scratch::new(), Wire::on("b"));
     let mut first = scratch.begin();
-    carry(&mut first);
+    first.tc_way = way;
+    carry_in(&mut first, mode);
     let online = word(State::Online, StateWord::LOCAL | Policy::Hold.flags(), 7);
     let watched = word(State::Watched, 0, 0);
     let slots = [(5, online), (6, watched), (0x1_0005, online)]
@@ -65,6 +81,7 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
     assert!(!wire.asks(on_a(6).address));
 
     let (mut second, left) = scratch.adopt();
+    second.tc_way = way;
     let expected: Vec<_> = slots
         .map(|(number, word, slot)| {
             let lease_until_ns = if number == 5 { u64::MAX } else { 0 };
@@ -80,12 +97,11 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
     assert_eq!(found, expected);
     assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
     assert_eq!(left.heartbeat_ns, 1_234);
-    let live =
-        KeptLink { index: index_of("a"), xdp: Some(Mode::Generic), guard: true, state: LinkState::Live };
+    let live = KeptLink { index: index_of("a"), xdp: Some(mode), guard: true, state: LinkState::Live };
     assert_eq!(left.links, [live]);
     assert_eq!(second.group(3), Some(Group { word: Group::ANSWERS, lease_until_ns: 99 }));
     assert_eq!(second.verify(index_of("a")).unwrap(), Presence { xdp: true, guard: true });
-    let again = second.attach(index_of("a"), "a", Mode::Generic);
+    let again = second.attach(index_of("a"), "a", mode);
     assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
 
     // It is in charge of all of it: the words, what was counted, the slots, the hints, the MACs.
@@ -100,7 +116,8 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
     assert!(wire.asks(on_a(8).address));
     assert_eq!(second.own, BTreeSet::from([mac_of("a")]));
     second.remove_all().unwrap();
-    assert_eq!(link_now(index_of("a")).unwrap().unwrap().xdp, None);
+    assert_eq!(all_on(index_of("a")), (None, [vec![], vec![]]));
+    assert!(!tc::has_clsact(index_of("a")).unwrap());
     assert!(!scratch.0.exists());
     assert!(!wire.asks(on_a(8).address));
 }
@@ -109,17 +126,21 @@ fn what_is_dropped_goes_on_answering_and_is_taken_over() {
 fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
     /// The verifier takes a second or two for each on a busy machine.
     const SWAPS: usize = 3;
-    for mode in [Mode::Generic, Mode::Native] {
+    for (mode, way) in [
+        (Mode::Generic, TcWay::Tcx),
+        (Mode::Native, TcWay::Tcx),
+        (Mode::Tc, TcWay::Tcx),
+        (Mode::Tc, TcWay::Clsact),
+    ] {
         if !own_network::with_mounts(&PAIR) {
             return;
         }
         let (scratch, peer) = (Scratch::new(), Scratch::new());
         let mut datapath = scratch.begin();
-        carry(&mut datapath);
+        datapath.tc_way = way;
+        carry_in(&mut datapath, mode);
         let mut peer = peer.begin();
         if mode == Mode::Native {
-            datapath.detach(index_of("a")).unwrap();
-            datapath.attach(index_of("a"), "a", mode).unwrap();
             // Native answers of a veth reach a peer that has a program as well.
             peer.attach(index_of("b"), "b", Mode::Native).unwrap();
         }
@@ -130,7 +151,8 @@ fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
         for _ in 0..SWAPS {
             let (datapath, left) = scratch.adopt();
             assert_eq!(left.links[0].xdp, Some(mode));
-            programs.insert(link_now(index_of("a")).unwrap().unwrap().xdp.unwrap().id);
+            let (xdp, [ingress, _]) = all_on(index_of("a"));
+            programs.insert((xdp.map(|xdp| xdp.id), ingress));
             datapath.keep();
         }
         let (requests, answers) = flood.end();
@@ -260,7 +282,7 @@ fn an_interface_in_another_namespace_is_let_go() {
 }
 
 #[test]
-fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
+fn another_s_program_in_the_place_of_ours_is_told_and_left() {
     if !own_network::with_mounts(&PAIR) {
         return;
     }
@@ -271,7 +293,9 @@ fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
     sys::Link::open(&scratch.0.link(LinkName::Xdp(index))).unwrap().detach().unwrap();
     assert!(!datapath.verify(index).unwrap().xdp);
     let mut theirs = theirs.begin();
-    theirs.attach(index, "a", Mode::Generic).unwrap();
+    theirs.want(Mode::Generic).unwrap();
+    let program = theirs.responder_fd(Mode::Generic).unwrap();
+    let theirs = sys::Link::create(program, index, sys::Hook::Generic).unwrap();
     let there = link_now(index).unwrap().unwrap().xdp;
     drop(datapath);
 
@@ -280,9 +304,9 @@ fn a_foreign_program_in_the_place_of_ours_is_told_and_left() {
     assert_eq!(link.state, LinkState::Dead(Missing::Detached));
     assert_eq!(link.xdp, None);
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
-    assert!(matches!(error, AttachError::Foreign { .. }), "{error:?}");
+    assert!(matches!(error, AttachError::OtherInstance { .. }), "{error:?}");
     assert_eq!(link_now(index).unwrap().unwrap().xdp, there);
-    theirs.remove_all().unwrap();
+    theirs.detach().unwrap();
     datapath.attach(index, "a", Mode::Generic).unwrap();
     assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
 }
