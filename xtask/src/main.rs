@@ -4,6 +4,8 @@
 
 mod build;
 mod demo;
+mod guest;
+mod kernels;
 mod lab;
 mod leftovers;
 mod lint;
@@ -18,6 +20,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::kernels::Choice;
 use crate::setup::Set;
 
 #[derive(Parser)]
@@ -58,6 +61,9 @@ enum Task {
     Test {
         /// Only tests whose names contain this
         filter: Option<String>,
+        /// On other kernels, in guests of QEMU; may be named several times. Without it: on the running one
+        #[arg(long, value_name = "KERNEL", value_delimiter = ',')]
+        kernel: Vec<Choice>,
     },
     /// Play a story in which everything goes wrong, and watch the wire; a seed tells the same story again
     Chaos {
@@ -91,6 +97,9 @@ enum RootPart {
 }
 
 fn main() -> ExitCode {
+    if guest::init::is_meant() {
+        return guest::init::run().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let Arguments { yes, task } = Arguments::parse();
     match perform(yes, task) {
         Ok(code) => code,
@@ -125,9 +134,14 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
             let arguments: [&OsStr; 3] = ["as-root".as_ref(), "demo".as_ref(), daemon.as_ref()];
             return Err(process::become_root(&own, arguments));
         }
-        Task::Test { filter } => {
-            setup::ensure(&[Set::Build, Set::Test], yes)?;
-            return test::run(filter.as_deref());
+        Task::Test { filter, kernel } => {
+            let kernels = if kernel.is_empty() { vec![Choice::Here] } else { Choice::expand(&kernel) };
+            let sets: &[Set] = match kernels.iter().all(|kernel| *kernel == Choice::Here) {
+                true => &[Set::Build, Set::Test],
+                false => &[Set::Build, Set::Test, Set::Guests],
+            };
+            setup::ensure(sets, yes)?;
+            return test::run(filter.as_deref(), &kernels);
         }
         Task::Chaos { steps, seed } => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;

@@ -1,12 +1,17 @@
-//! All tests: the unprivileged ones as the user, then the privileged ones as root.
+//! All tests: the unprivileged ones as the user, then the privileged ones as root; and those of other kernels in guests.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 
 use anyhow::{Context as _, Result};
 
+use crate::guest::suite::{self, Suite};
+use crate::guest::{self, End, Guest, Said};
+use crate::kernels::{self, Choice};
 use crate::setup::Arping;
 use crate::{build, process};
 
@@ -37,33 +42,23 @@ struct Tally {
     broken: Vec<String>,
 }
 
-/// Runs the tests whose names contain `filter`. The exit code says whether all passed.
-pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
-    // All builds first: an error in any of them should not come after minutes of tests.
-    let omitting = build::daemon_that_omits()?;
-    let programs = build::tests()?;
-    let iputils = Arping::Iputils.find().context("the arping of iputils is gone: cargo xtask setup")?;
-    let habets = Arping::Habets.find().context("the other arping is gone: cargo xtask setup")?;
-    let environment: [(&str, &OsStr); 4] = [
-        ("ARPWARDEN_OMITTING", omitting.as_os_str()),
-        ("ARPWARDEN_IPUTILS_ARPING", iputils.as_os_str()),
-        ("ARPWARDEN_HABETS_ARPING", habets.as_os_str()),
-        ("RUST_BACKTRACE", "1".as_ref()),
-    ];
+/// The program that runs in a guest.
+#[derive(Default)]
+struct Running {
+    program: String,
+    /// Failed tests of all guests when it began.
+    failed_before: u32,
+}
+
+/// Runs the tests whose names contain `filter`, on these kernels. The exit code says whether all passed.
+pub(crate) fn run(filter: Option<&str>, kernels: &[Choice]) -> Result<ExitCode> {
+    let guests: Vec<Choice> = kernels.iter().copied().filter(|kernel| *kernel != Choice::Here).collect();
+    let suite = if guests.is_empty() { None } else { Some(Suite::build(&guests)?) };
     let mut tally = Tally::default();
-    let (privileged, unprivileged): (Vec<_>, Vec<_>) =
-        programs.iter().partition(|program| program.privileged);
-    for program in unprivileged {
-        tally.add(process::as_user(&program.path).current_dir(&program.folder).args(filter))?;
+    let cleaned = if kernels.contains(&Choice::Here) { run_here(filter, &mut tally)? } else { Ok(()) };
+    if let Some(suite) = suite {
+        run_guests(&guests, &suite, filter, &mut tally);
     }
-    tally.add(build::documentation_tests().args(filter))?;
-    for program in privileged {
-        let mut command = process::as_root(&program.path, &environment)?;
-        tally
-            .add(command.current_dir(&program.folder).args(["--test-threads", TEST_THREADS]).args(filter))?;
-    }
-    let own = std::env::current_exe().context("finding the path of this program")?;
-    let cleaned = process::check(process::as_root(own, &[])?.args(["as-root", "clean-up"]));
 
     println!();
     for reason in &tally.skipped {
@@ -80,6 +75,83 @@ pub(crate) fn run(filter: Option<&str>) -> Result<ExitCode> {
     );
     cleaned.context("cleaning up behind tests that were killed")?;
     Ok(if *failed == 0 && broken.is_empty() && *passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the whole suite on the running kernel; gives whether what tests that were killed have left could be removed.
+fn run_here(filter: Option<&str>, tally: &mut Tally) -> Result<Result<()>> {
+    // All builds first: an error in any of them should not come after minutes of tests.
+    let omitting = build::daemon_that_omits()?;
+    let programs = build::tests()?;
+    let iputils = Arping::Iputils.find().context("the arping of iputils is gone: cargo xtask setup")?;
+    let habets = Arping::Habets.find().context("the other arping is gone: cargo xtask setup")?;
+    let environment: [(&str, &OsStr); 4] = [
+        ("ARPWARDEN_OMITTING", omitting.as_os_str()),
+        ("ARPWARDEN_IPUTILS_ARPING", iputils.as_os_str()),
+        ("ARPWARDEN_HABETS_ARPING", habets.as_os_str()),
+        ("RUST_BACKTRACE", "1".as_ref()),
+    ];
+    let (privileged, unprivileged): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| program.privileged);
+    for program in unprivileged {
+        tally.add(process::as_user(&program.path).current_dir(&program.folder).args(filter))?;
+    }
+    tally.add(build::documentation_tests().args(filter))?;
+    for program in privileged {
+        let mut command = process::as_root(&program.path, &environment)?;
+        tally
+            .add(command.current_dir(&program.folder).args(["--test-threads", TEST_THREADS]).args(filter))?;
+    }
+    let own = std::env::current_exe().context("finding the path of this program")?;
+    Ok(process::check(process::as_root(own, &[])?.args(["as-root", "clean-up"])))
+}
+
+/// How many guests run at once; each has two processors.
+const AT_ONCE: usize = 2;
+/// How long a guest may take, in seconds: more than twice of what the slowest took beside another one on two cores.
+const LIMIT: u32 = 600;
+
+/// Gets the kernels, boots them and counts what their tests say. A kernel that can't be had is skipped, and said so.
+fn run_guests(guests: &[Choice], suite: &Suite, filter: Option<&str>, tally: &mut Tally) {
+    let mut kernels = VecDeque::new();
+    for choice in guests {
+        match kernels::get(*choice) {
+            Ok(kernel) => kernels.push_back((*choice, kernel)),
+            Err(error) => {
+                let line = format!("skipped: no kernel {}: {error:#}", choice.name());
+                eprintln!("{line}");
+                tally.skipped.push(line);
+            }
+        }
+    }
+    let (kernels, tally) = (Mutex::new(kernels), Mutex::new(tally));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some((choice, kernel)) = next(&kernels) {
+                    let name = kernel.name;
+                    let steps = suite.steps(choice, filter);
+                    let (content, network) = (&suite.content, suite::network(choice));
+                    let guest = Guest { kernel: &kernel, content, steps, network, limit: LIMIT };
+                    let mut running = Running::default();
+                    let end = guest::run(&guest, |said| locked(&tally).hear(name, &mut running, said));
+                    let broken = match end {
+                        Ok(End::Done) => continue,
+                        Ok(End::Broken(why)) => why,
+                        Err(error) => format!("{error:#}"),
+                    };
+                    locked(&tally).broken.push(format!("the guest {name}, at {}: {broken}", running.program));
+                }
+            });
+        }
+    });
+}
+
+fn next<T>(queue: &Mutex<VecDeque<T>>) -> Option<T> {
+    locked(queue).pop_front()
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|broken| broken.into_inner())
 }
 
 impl Tally {
@@ -116,6 +188,35 @@ impl Tally {
             self.broken.push(format!("{} ({status})", process::shown(command)));
         }
         Ok(())
+    }
+
+    /// Shows what a guest tells, and counts its results.
+    fn hear(&mut self, guest: &str, running: &mut Running, said: Said) {
+        match said {
+            Said::Kernel(text) => eprintln!("[{guest}] {text}"),
+            Said::Begins(program) => {
+                eprintln!("[{guest}] $ {program}");
+                *running = Running { program, failed_before: self.failed };
+            }
+            Said::Output(line) => {
+                println!("[{guest}] {line}");
+                self.count(&line);
+            }
+            Said::Message(line) => {
+                eprintln!("[{guest}] {line}");
+                if let Some(reason) = line.strip_prefix("skipped: ") {
+                    self.skipped.push(format!("skipped: on {guest}: {reason}"));
+                }
+            }
+            Said::Ended { seconds, how } => {
+                let Running { program, failed_before } = running;
+                eprintln!("[{guest}] {program} took {seconds} s");
+                if !how.is_empty() && self.failed == *failed_before {
+                    self.broken.push(format!("{program} on {guest} ({how})"));
+                }
+            }
+            Said::Done => {}
+        }
     }
 
     /// Counts a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
