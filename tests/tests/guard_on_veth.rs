@@ -51,7 +51,7 @@ fn each_fares_as_the_table_says(send: impl Fn(&Netns, &[u8]) -> Vec<u8>) {
     let (wire, marking) = (Wire::open(&far, "eth0"), Wire::open(&host, "eth0"));
     let index = host.index_of("eth0").expect("there");
     let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
-    let _link = attach_egress(&host, "eth0", loaded.guard().fd().expect("loaded").as_fd());
+    let _link = attach_egress(&host, "eth0", loaded.guard());
     let mut kept = 0;
     for row in &rows {
         loaded.enter(&row.world);
