@@ -426,8 +426,7 @@ fn a_bridge_that_keeps_vlans_apart_is_answered_behind_the_tag_of_its_device() {
         wire.send(&behind(vlan, request(stranger(8), NOBODY, HELD)));
     }
     wire.send(&behind(CUSTOMER.vlan, request(stranger(9), NOBODY, HELD)));
-    let seen =
-        wire.collect_until("the last answer", ms(5_000), |frame| is_answer(frame, mac, stranger(9)));
+    let seen = wire.collect_until("the last answer", ms(5_000), |frame| is_answer(frame, mac, stranger(9)));
     let wrong = seen.iter().filter(|frame| frame.is_arp(|arp| arp.destination == stranger(8))).count();
     assert_eq!(wrong, 0, "{seen:#?}");
     assert!(pings_from(&net.host(1).ns, OTHER, HELD));
