@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::MapData;
+use aya::{maps::MapData, util::KernelVersion};
 use aya_obj::{Object, ProgramSection, generated::bpf_insn};
 
 /// `bpf_cmd` of linux/bpf.h.
@@ -113,6 +113,9 @@ fn parse(object: &[u8]) -> Object {
 
 /// Before Linux 5.11 maps count against what a process may lock.
 fn lift_memlock() {
+    if KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 11, 0)) {
+        return;
+    }
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the pointer is to a valid `rlimit` that outlives the call.
     let lifted = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
@@ -215,7 +218,11 @@ fn figures(log: &str, instructions: u32, took: Duration) -> Figures {
         walked: number("processed "),
         states: number("total_states "),
         peak_states: number("peak_states "),
-        stack: after("stack depth ").to_owned(),
+        stack: log
+            .lines()
+            .find_map(|line| line.strip_prefix("stack depth "))
+            .unwrap_or_else(|| panic!("no stack depth in what the verifier said: {log}"))
+            .to_owned(),
         took,
     }
 }

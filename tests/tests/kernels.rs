@@ -86,7 +86,9 @@ fn every_program_loads_at_every_log_level() {
 /// A kind of interface, and how a pair of hosts gets it.
 struct Kind {
     name: &'static str,
-    /// Makes `eth0` of this kind on the host, over what is there: `cable`, whose far end is another host's `eth0`.
+    /// The near end of the cable to the other host.
+    cable: &'static str,
+    /// Makes `eth0` of this kind over it, if it isn't that.
     lines: &'static str,
     /// Whose frames the program is given: `eth0`, or what it stands on.
     carrier: &'static str,
@@ -98,7 +100,8 @@ struct Kind {
 
 const VETH: Kind = Kind {
     name: "veth",
-    lines: "link set cable name eth0\n",
+    cable: "eth0",
+    lines: "",
     carrier: "eth0",
     native: Since::Ever,
     native_needs_peer: true,
@@ -106,6 +109,7 @@ const VETH: Kind = Kind {
 /// The program is on what the device stands on, with the tag in the frame: the far end puts it there.
 const VLAN: Kind = Kind {
     name: "VLAN device",
+    cable: "cable",
     lines: "link add link cable name eth0 type vlan id 100\n",
     carrier: "cable",
     native: Since::Ever,
@@ -113,6 +117,7 @@ const VLAN: Kind = Kind {
 };
 const BOND: Kind = Kind {
     name: "bond",
+    cable: "cable",
     lines: "link add eth0 type bond mode active-backup miimon 100\n\
             link set cable master eth0\n",
     carrier: "eth0",
@@ -121,6 +126,7 @@ const BOND: Kind = Kind {
 };
 const BRIDGE: Kind = Kind {
     name: "bridge",
+    cable: "cable",
     lines: "link add eth0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
             link set cable master eth0\n",
     carrier: "eth0",
@@ -129,6 +135,7 @@ const BRIDGE: Kind = Kind {
 };
 const MACVLAN: Kind = Kind {
     name: "macvlan",
+    cable: "cable",
     lines: "link add link cable name eth0 type macvlan mode bridge\n",
     carrier: "eth0",
     native: Since::Never,
@@ -177,7 +184,8 @@ fn a_dummy_is_attached_to_but_not_natively() {
 
 /// Attaches in each mode: what the kernel has is answered in, what it has not is refused.
 fn each_mode_is_as_expected(kind: &Kind) {
-    if !kernel_makes(kind.name, &format!("link add cable type veth peer name far\n{}", kind.lines)) {
+    let Kind { name, cable, lines, .. } = kind;
+    if !kernel_makes(name, &format!("link add {cable} type veth peer name far\n{lines}")) {
         return;
     }
     for mode in MODES {
@@ -198,14 +206,17 @@ fn each_mode_is_as_expected(kind: &Kind) {
 /// Two hosts on a cable, the first of which has an `eth0` of this kind.
 fn pair(kind: &Kind) -> (Host, Host) {
     let (near, far) = (Netns::new(), Netns::new());
+    // What stands below `eth0` would answer for its addresses too.
+    near.sysctl("ipv4/conf/all/arp_ignore", "1");
     let tagged = kind.carrier == "cable";
     let far_end = if tagged { "cable" } else { "eth0" };
     near.ip(&format!(
-        "link add cable type veth peer name {far_end} netns {}\n{}",
+        "link add {} type veth peer name {far_end} netns {}\n{}",
+        kind.cable,
         far.path().display(),
         kind.lines
     ));
-    near.ip("link set cable up\nlink set eth0 up\n");
+    near.ip(&format!("link set {} up\nlink set eth0 up\n", kind.cable));
     if tagged {
         far.ip("link add link cable name eth0 type vlan id 100\nlink set cable up\n");
         for (ns, offloads) in [(&near, "txvlan"), (&far, "txvlan")] {
@@ -267,7 +278,7 @@ fn assert_answered_once(far: &Host, address: Ipv4Addr, mac: MacAddr, what: &str)
         frame.operation == REPLY && frame.sender_ip == address.into() && frame.destination == far.mac
     };
     let first = wire.wait_for(&format!("an answer of the {what}"), ms(5_000), |seen| seen.is_arp(is_answer));
-    assert!(first.says(address, mac), "{what}: {first:?}");
+    assert!(first.says(address, mac), "{what}, whose MAC is {mac}: {first:?}");
     std::thread::sleep(ms(100));
     let more: Vec<_> = wire.drain().into_iter().filter(|seen| seen.is_arp(is_answer)).collect();
     assert!(more.is_empty(), "{what}: answered more than once: {more:?}");

@@ -12,6 +12,7 @@ mod lint;
 mod process;
 mod setup;
 mod test;
+mod verifier;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -73,6 +74,15 @@ enum Task {
         /// Which story; a new one if it is left out
         #[arg(long, value_name = "S")]
         seed: Option<u64>,
+    },
+    /// What the verifiers of the kernels make of the programs: a table, compared with the last accepted figures
+    Verifier {
+        /// Whose; without it: of the running kernel and of all guests
+        #[arg(long, value_name = "KERNEL", value_delimiter = ',')]
+        kernel: Vec<Choice>,
+        /// Accept the figures
+        #[arg(long)]
+        accept: bool,
     },
     /// Measure: nanoseconds per frame, and bulk TCP through the interface
     Bench,
@@ -146,6 +156,13 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
         Task::Chaos { steps, seed } => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;
             test::chaos(steps, seed)?;
+        }
+        Task::Verifier { kernel, accept } => {
+            let mut kernels =
+                Choice::expand(if kernel.is_empty() { &[Choice::Here, Choice::All] } else { &kernel });
+            kernels.retain(|kernel| *kernel != Choice::Nics);
+            setup::ensure(&[Set::Build, Set::Test, Set::Guests], yes)?;
+            return test::verifier(&kernels, accept);
         }
         Task::Bench => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;

@@ -39,30 +39,49 @@ const KERNEL: [Part; 7] = [
 /// With the cards.
 const NICS: [Part; 1] = [all("nics")];
 
+/// Of so many golden frames one is tried: all of them take minutes. A prime, so that it meets each kind of frame, each
+/// state and each kind of tags.
+const GOLDEN_SHARE: &str = "13";
+
 /// Programs of others that the tests call.
 const TOOLS: [&str; 12] = [
     "ip", "tc", "ethtool", "tcpdump", "ping", "nsenter", "unshare", "setpriv", "sh", "sleep", "sysctl", "cat",
 ];
 
+/// Which of the tests.
+#[derive(Clone, Copy)]
+pub(crate) enum Selection<'a> {
+    /// Those that are chosen for guests.
+    Chosen,
+    /// Of the programs that are, all whose names contain this.
+    Containing(&'a str),
+    /// One of one program.
+    Only { program: &'static str, test: &'static str },
+}
+
 /// Where the daemon is in the guest; the tests are in a folder beside it, as they are where Cargo builds them.
 const DAEMON: &str = "/arpwarden/arpwarden";
 
 /// The tests, built, and what they need.
-pub(crate) struct Suite {
+pub(crate) struct Suite<'a> {
     pub(crate) content: Content,
+    selection: Selection<'a>,
     /// As they are in the repository: one that does not exist is no step.
     names: Vec<&'static str>,
     environment: Vec<(String, String)>,
 }
 
-impl Suite {
+impl<'a> Suite<'a> {
     /// Builds what these kernels' tests need.
-    pub(crate) fn build(kernels: &[Choice]) -> Result<Self> {
+    pub(crate) fn build(kernels: &[Choice], selection: Selection<'a>) -> Result<Self> {
         let mut names: Vec<_> =
             kernels.iter().flat_map(|kernel| parts(*kernel)).map(|part| part.program).collect();
         names.sort_unstable();
         names.dedup();
-        names.retain(|name| build::has_test_program(name));
+        names.retain(|name| match selection {
+            Selection::Only { program, .. } => *name == program,
+            Selection::Chosen | Selection::Containing(_) => build::has_test_program(name),
+        });
         let built = build::test_programs(names.iter().copied())?;
         let mut content = Content::new();
         content.program(DAEMON, &built.daemon)?;
@@ -77,6 +96,7 @@ impl Suite {
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("HOME", "/root"),
             ("RUST_BACKTRACE", "1"),
+            ("ARPWARDEN_GOLDEN_SHARE", GOLDEN_SHARE),
         ]
         .map(|(name, value)| (name.into(), value.into()))
         .into();
@@ -87,24 +107,27 @@ impl Suite {
             environment.push((name.into(), path.canonicalize()?.display().to_string()));
             content.tool(path.canonicalize()?);
         }
-        Ok(Self { content, names, environment })
+        Ok(Self { content, selection, names, environment })
     }
 
-    /// What is run on a kernel; with `filter`, every test that contains it of the same programs.
-    pub(crate) fn steps(&self, kernel: Choice, filter: Option<&str>) -> Vec<Step> {
+    /// What is run on a kernel.
+    pub(crate) fn steps(&self, kernel: Choice) -> Vec<Step> {
         let parts = parts(kernel).iter().filter(|part| self.names.contains(&part.program));
-        parts
-            .map(|part| {
-                let filters = filter.map_or_else(|| part.filters.to_vec(), |filter| vec![filter]);
-                // One after the other: at once they would wait for the processor, and there are bounds to keep.
-                let arguments = ["--test-threads", "1"].into_iter().chain(filters);
-                Step {
-                    program: in_guest(part.program),
-                    arguments: arguments.map(str::to_owned).collect(),
-                    environment: self.environment.clone(),
-                }
-            })
-            .collect()
+        let step = |part: &Part| {
+            // One after the other: at once they would wait for the processor, and there are bounds to keep.
+            let mut arguments = vec!["--test-threads", "1"];
+            match self.selection {
+                Selection::Chosen => arguments.extend(part.filters),
+                Selection::Containing(filter) => arguments.push(filter),
+                Selection::Only { test, .. } => arguments.extend(["--exact", test]),
+            }
+            Step {
+                program: in_guest(part.program),
+                arguments: arguments.into_iter().map(str::to_owned).collect(),
+                environment: self.environment.clone(),
+            }
+        };
+        parts.map(step).collect()
     }
 }
 
