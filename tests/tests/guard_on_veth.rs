@@ -1,7 +1,5 @@
 //! The guard on a real interface: whatever way a frame is sent, and however it lies in the kernel's memory.
 
-use std::os::fd::AsFd as _;
-
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
     abi::Counter,
