@@ -80,11 +80,20 @@ impl Wire {
     /// # Panics
     /// If there is no such interface.
     pub fn open(ns: &Netns, interface: &str) -> Self {
-        ns.enter(|| Self::open_here(interface))
+        ns.enter(|| Self::open_here(interface, libc::ETH_P_ALL))
     }
 
-    fn open_here(interface: &str) -> Self {
-        let protocol = short(libc::ETH_P_ALL).to_be();
+    /// A socket on `interface` that sees the ARP that came in as the kernel's own ARP sees it: behind the program, in
+    /// whichever mode that is.
+    ///
+    /// # Panics
+    /// If there is no such interface.
+    pub fn behind(ns: &Netns, interface: &str) -> Self {
+        ns.enter(|| Self::open_here(interface, libc::ETH_P_ARP))
+    }
+
+    fn open_here(interface: &str, protocol: i32) -> Self {
+        let protocol = short(protocol).to_be();
         // SAFETY: takes no pointer.
         let number = unsafe {
             libc::socket(
@@ -266,6 +275,24 @@ impl Wire {
         let outgoing = from.sll_pkttype == libc::PACKET_OUTGOING;
         Some(Captured { bytes, boot_ns: real_ns - boot_offset_ns(), outgoing })
     }
+}
+
+/// Sends a frame from an interface with a header that tells the kernel how much of it is to be linear, if it is longer
+/// than a page: the rest is in fragments.
+///
+/// # Errors
+/// The kernel's; ENOBUFS where a program on the way out has dropped the frame.
+///
+/// # Panics
+/// If there can be no such socket.
+pub fn offer_in_pieces(ns: &Netns, interface: &str, frame: &[u8], linear: u16) -> io::Result<()> {
+    /// `PACKET_VNET_HDR` of linux/if_packet.h.
+    const HEADER_IN_FRONT: i32 = 15;
+    let wire = Wire::open(ns, interface);
+    set(&wire.socket, libc::SOL_PACKET, HEADER_IN_FRONT, 1);
+    // linux/virtio_net.h, `struct virtio_net_hdr`: flags, gso_type, then hdr_len and three more of 16 bits.
+    let [l0, l1] = linear.to_ne_bytes();
+    wire.offer(&[&[0, 0, l0, l1, 0, 0, 0, 0, 0, 0][..], frame].concat())
 }
 
 fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) {

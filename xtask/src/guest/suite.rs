@@ -44,8 +44,9 @@ const NICS: [Part; 1] = [all("nics")];
 const GOLDEN_SHARE: &str = "13";
 
 /// Programs of others that the tests call.
-const TOOLS: [&str; 12] = [
-    "ip", "tc", "ethtool", "tcpdump", "ping", "nsenter", "unshare", "setpriv", "sh", "sleep", "sysctl", "cat",
+const TOOLS: [&str; 13] = [
+    "ip", "bridge", "tc", "ethtool", "tcpdump", "ping", "nsenter", "unshare", "setpriv", "sh", "sleep",
+    "sysctl", "cat",
 ];
 
 /// Which of the tests.
