@@ -102,6 +102,9 @@ pub(crate) enum Network {
 
 /// Kinds of cards that QEMU plays, in the order of [`Network::Kinds`].
 const KINDS: [&str; 5] = ["e1000e", "igb", "vmxnet3", "virtio-net-pci", "e1000"];
+/// Queues of the virtio cards that have several: one for each of the guest's two processors, and as many again, which
+/// the driver wants for what XDP sends.
+const QUEUES: u32 = 4;
 
 /// Programs and files for guests.
 pub(crate) struct Content {
@@ -292,7 +295,15 @@ fn machine(guest: &Guest<'_>, memory: &Path, console: &Path) -> Command {
     let acceleration = if has_kvm() { "kvm:tcg" } else { "tcg" };
     // In the foreground, so that an interrupt at the terminal reaches the machine as well.
     let mut command = process::as_user("timeout");
-    command.args(["--foreground", "--kill-after=5", &guest.limit.to_string(), "qemu-system-x86_64"]);
+    command.args(["--foreground", "--kill-after=5", &guest.limit.to_string()]);
+    let taps =
+        guest.network == Network::Kinds && process::succeeds(&mut with_taps("timeout", &["1", "true"]));
+    if taps {
+        let with_taps = with_taps("qemu-system-x86_64", &[]);
+        command.arg(with_taps.get_program()).args(with_taps.get_args());
+    } else {
+        command.arg("qemu-system-x86_64");
+    }
     command.args(["-machine", &format!("q35,accel={acceleration}")]);
     // Five-level page tables make a guest under TCG slower, and nothing here needs them.
     command.args(["-cpu", "max,la57=off", "-smp", "2", "-m", "1536"]);
@@ -302,6 +313,35 @@ fn machine(guest: &Guest<'_>, memory: &Path, console: &Path) -> Command {
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.args(["-chardev", "stdio,id=report,signal=off", "-serial", "chardev:report"]);
     command.args(cards(guest.network));
+    if taps {
+        let first = 2 * KINDS.len();
+        for (tap, card) in (first..first + 2).enumerate() {
+            command.arg("-netdev");
+            command.arg(format!("tap,id=card{card},ifname=tap{tap},script=no,downscript=no,queues={QUEUES}"));
+            command.arg("-device").arg(format!(
+                "virtio-net-pci,netdev=card{card},mac=52:54:00:00:00:{card:02x},mq=on,vectors={},romfile=",
+                2 * QUEUES + 2
+            ));
+        }
+    }
+    command
+}
+
+/// A command in a network namespace of its own with two taps on a bridge: the only wire of QEMU's that cards with
+/// several queues can be on. Nothing else is in the namespace, and it ends with the command.
+fn with_taps(program: &str, arguments: &[&str]) -> Command {
+    let script = "set -e
+        ip link add wire type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+        ip link set wire up
+        for tap in tap0 tap1; do
+            ip tuntap add dev $tap mode tap multi_queue vnet_hdr
+            ip link set $tap master wire up
+        done
+        exec \"$@\"";
+    let mut command = process::as_user("unshare");
+    // As somebody who is not root, in a user namespace.
+    let user: &[&str] = if process::user_is_root() { &[] } else { &["--map-root-user"] };
+    command.args(user).args(["--net", "sh", "-c", script, "sh", program]).args(arguments);
     command
 }
 
