@@ -60,6 +60,10 @@ impl Tables for Question {
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
     }
+
+    fn daemon_lives(&self) -> bool {
+        false
+    }
 }
 
 /// What the verdict has told of a frame, as far as it matters here.
