@@ -80,8 +80,8 @@ impl Daemon {
         let own = self.port(carrier, mac);
         let members = link::members(link, &self.links).map(|member| {
             let used = link.active_member.map_or(!member.backup, |active| active == member.index);
-            let flags = if used { own.flags } else { own.flags & !Port::ACCEPT };
-            (member.index, Port { flags, ..own })
+            let counts = if used { own.flags } else { own.flags & !Port::ACCEPT };
+            (member.index, Port { flags: counts | Port::MEMBER, ..own })
         });
         Ok([(carrier, own)].into_iter().chain(members).collect())
     }
