@@ -31,9 +31,10 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_DETACH: libc::c_long = 34;
 /// `BPF_MAP_TYPE_ARRAY`.
 const MAP_TYPE_ARRAY: u32 = 2;
-/// `BPF_PROG_TYPE_XDP`, `BPF_XDP` and `BPF_TCX_EGRESS`.
+/// `BPF_PROG_TYPE_XDP`, `BPF_XDP`, `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
+const ATTACH_TCX_INGRESS: u32 = 46;
 const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
@@ -128,6 +129,12 @@ pub fn attach_xdp(ns: &Netns, interface: &str, program: BorrowedFd<'_>, native: 
     attach(ns, interface, program, if native { DRV_MODE } else { SKB_MODE })
 }
 
+/// Attaches a tc program to what comes in on an interface of a namespace, behind those that are there, until the link is
+/// closed (Linux 6.6).
+pub fn attach_ingress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
+    attach_as(ns, interface, program, ATTACH_TCX_INGRESS, 0)
+}
+
 /// Attaches a tc program to what leaves an interface of a namespace, until the link is closed (Linux 6.6).
 pub fn attach_egress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
     attach_as(ns, interface, program, ATTACH_TCX_EGRESS, 0)
@@ -146,6 +153,15 @@ fn attach_as(ns: &Netns, interface: &str, program: BorrowedFd<'_>, attach_type: 
 
 /// Numbers of the programs that look at what leaves an interface (tcx), in their order.
 pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
+    tcx_programs(ns, interface, ATTACH_TCX_EGRESS)
+}
+
+/// Numbers of those that look at what comes in.
+pub fn ingress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
+    tcx_programs(ns, interface, ATTACH_TCX_INGRESS)
+}
+
+fn tcx_programs(ns: &Netns, interface: &str, attach_type: u32) -> Vec<u32> {
     #[repr(C)]
     struct Query {
         target_ifindex: u32,
@@ -162,7 +178,7 @@ pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
     let mut ids = [0_u32; 64];
     let mut query = Query {
         target_ifindex,
-        attach_type: ATTACH_TCX_EGRESS,
+        attach_type,
         query_flags: 0,
         attach_flags: 0,
         prog_ids: ids.as_mut_ptr().addr() as u64,
@@ -174,7 +190,7 @@ pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
         Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
         // Nothing was ever there.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
-        Err(error) => panic!("asking for the programs on the way out of {interface}: {error}"),
+        Err(error) => panic!("asking for the tc programs of {interface}: {error}"),
     }
 }
 

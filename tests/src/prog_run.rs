@@ -14,14 +14,14 @@ use arpwarden_common::{
         AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint, Port,
         PortPlace, Record, Slot,
     },
-    golden::{GROUP, Managed, NOW, PAST_NS, PORT_INDEX, SLEPT_NS, World},
+    golden::{Action, GROUP, Managed, NOW, PAST_NS, PORT_INDEX, SLEPT_NS, World},
     names,
     net::{Ipv4, MacAddr},
 };
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::{SchedClassifier, Xdp},
+    programs::Program,
     util::nr_cpus,
 };
 
@@ -35,12 +35,14 @@ pub mod xdp_action {
     pub const TX: u32 = 3;
 }
 
-/// What the guard returns (linux/pkt_cls.h).
+/// What a tc program returns (linux/pkt_cls.h).
 pub mod tc_action {
     /// Drop the frame (`TC_ACT_SHOT`).
     pub const SHOT: i32 = 2;
     /// No opinion (`TC_ACT_UNSPEC`).
     pub const UNSPEC: i32 = -1;
+    /// Send it where the program has said (`TC_ACT_REDIRECT`).
+    pub const REDIRECT: i32 = 7;
 }
 
 /// The map with the program's messages, as aya-log names it.
@@ -89,12 +91,14 @@ impl Loaded {
             .override_global(names::OMIT, &omitted, true)
             .load(object)
             .expect("the object and its maps load (needs root)");
-        let xdp: &mut Xdp =
-            ebpf.program_mut(name).expect("in the object").try_into().expect("an XDP program");
-        xdp.load().expect("the verifier takes the program");
-        let guard: &mut SchedClassifier =
-            ebpf.program_mut(names::GUARD).expect("in the object").try_into().expect("a tc program");
-        guard.load().expect("the verifier takes the guard");
+        for name in [name, names::GUARD] {
+            let loaded = match ebpf.program_mut(name).expect("in the object") {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                _ => panic!("{name} is of another kind"),
+            };
+            loaded.unwrap_or_else(|error| panic!("the verifier takes {name}: {error}"));
+        }
         let mut map = |name: &str| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
             name,
@@ -115,50 +119,45 @@ impl Loaded {
         }
     }
 
-    /// The program.
-    pub fn xdp(&self) -> &Xdp {
-        self.ebpf.program(self.name).expect("loaded").try_into().expect("an XDP program")
-    }
-
     /// The program's descriptor.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.xdp().fd().expect("loaded").as_fd()
+        self.fd_of(self.name)
     }
 
-    /// The guard.
-    pub fn guard(&self) -> &SchedClassifier {
-        self.ebpf.program(names::GUARD).expect("loaded").try_into().expect("a tc program")
+    /// The guard's descriptor.
+    pub fn guard(&self) -> BorrowedFd<'_> {
+        self.fd_of(names::GUARD)
+    }
+
+    fn fd_of(&self, name: &str) -> BorrowedFd<'_> {
+        match self.ebpf.program(name).expect("loaded") {
+            Program::Xdp(program) => program.fd().expect("loaded").as_fd(),
+            Program::SchedClassifier(program) => program.fd().expect("loaded").as_fd(),
+            _ => panic!("{name} is of another kind"),
+        }
+    }
+
+    /// What the program returns for this.
+    pub fn returns(&self, action: Action) -> u32 {
+        match (self.name, action) {
+            (names::TC, Action::Pass) => tc_action::UNSPEC.cast_unsigned(),
+            (names::TC, Action::Drop) => tc_action::SHOT.cast_unsigned(),
+            (names::TC, Action::Answer) => tc_action::REDIRECT.cast_unsigned(),
+            (_, Action::Pass) => xdp_action::PASS,
+            (_, Action::Drop) => xdp_action::DROP,
+            (_, Action::Answer) => xdp_action::TX,
+        }
     }
 
     /// Runs the guard on a frame that leaves by the loopback interface, with the tag `beside` it (type and control
     /// information, as on the wire), if there is one; what it returns.
     pub fn run_guard(&self, frame: &[u8], beside: Option<[u8; 4]>) -> i32 {
-        let guard = self.guard().fd().expect("loaded").as_fd();
-        let Some([t0, t1, c0, c1]) = beside else { return test_run(guard, frame, 1).0.cast_signed() };
-        // The kernel's test-run lets nobody set a tag, but a program may.
-        let chain = ProgramArray::of(guard);
-        let tag = [u16::from_ne_bytes([t0, t1]), u16::from_be_bytes([c0, c1])];
-        let fd = chain.0.as_raw_fd().cast_unsigned();
-        let tagger = load_program(
-            PROG_TYPE_SCHED_CLS,
-            0,
-            "tag_beside",
-            &[
-                insn(MOV64_REG, 6, 1, 0, 0),
-                insn(MOV64_IMM, 2, 0, 0, u32::from(tag[0])),
-                insn(MOV64_IMM, 3, 0, 0, u32::from(tag[1])),
-                insn(CALL, 0, 0, 0, SKB_VLAN_PUSH),
-                insn(MOV64_REG, 1, 6, 0, 0),
-                insn(LOAD_IMM64, 2, PSEUDO_MAP_FD, 0, fd),
-                insn(0, 0, 0, 0, 0),
-                insn(MOV64_IMM, 3, 0, 0, 0),
-                insn(CALL, 0, 0, 0, TAIL_CALL),
-                // Only reached if the tail call fails: an action that the guard never returns.
-                insn(MOV64_IMM, 0, 0, 0, 0),
-                insn(EXIT, 0, 0, 0, 0),
-            ],
-        );
-        test_run(tagger.as_fd(), frame, 1).0.cast_signed()
+        run_beside(self.guard(), frame, beside).action.cast_signed()
+    }
+
+    /// Runs the program, which is one for tc, on a frame with the tag `beside` it, likewise.
+    pub fn run_beside(&self, frame: &[u8], beside: Option<[u8; 4]>) -> Ran {
+        run_beside(self.fd(), frame, beside)
     }
 
     /// Makes the maps those of `world`, whose [`NOW`] is now, and forgets what the program has counted, remembered and
@@ -282,12 +281,7 @@ impl Loaded {
 
     /// Runs the program on `frame`.
     pub fn run(&self, frame: &[u8]) -> Ran {
-        let mut out = [0; MAX_FRAME];
-        let options =
-            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let result = self.xdp().test_run(options).expect("a test run");
-        let len = usize::try_from(result.data_size_out).expect("a frame's length");
-        Ran { action: result.return_value, frame: out[..len].to_vec() }
+        test_run(self.fd(), frame, 1).0
     }
 
     /// A counter's total.
@@ -327,6 +321,61 @@ impl Loaded {
     }
 }
 
+/// Runs a tc program on a frame with the tag `beside` it.
+fn run_beside(program: BorrowedFd<'_>, frame: &[u8], beside: Option<[u8; 4]>) -> Ran {
+    let Some([t0, t1, c0, c1]) = beside else { return test_run(program, frame, 1).0 };
+    // The kernel's test-run lets nobody set a tag, but a program may.
+    let chain = ProgramArray::of(program);
+    let tag = [u16::from_ne_bytes([t0, t1]), u16::from_be_bytes([c0, c1])];
+    let fd = chain.0.as_raw_fd().cast_unsigned();
+    let tagger = load_program(
+        PROG_TYPE_SCHED_CLS,
+        0,
+        "tag_beside",
+        &[
+            insn(MOV64_REG, 6, 1, 0, 0),
+            insn(MOV64_IMM, 2, 0, 0, u32::from(tag[0])),
+            insn(MOV64_IMM, 3, 0, 0, u32::from(tag[1])),
+            insn(CALL, 0, 0, 0, SKB_VLAN_PUSH),
+            insn(MOV64_REG, 1, 6, 0, 0),
+            insn(LOAD_IMM64, 2, PSEUDO_MAP_FD, 0, fd),
+            insn(0, 0, 0, 0, 0),
+            insn(MOV64_IMM, 3, 0, 0, 0),
+            insn(CALL, 0, 0, 0, TAIL_CALL),
+            // Only reached if the tail call fails: an action that no program here returns.
+            insn(MOV64_IMM, 0, 0, 0, 0),
+            insn(EXIT, 0, 0, 0, 0),
+        ],
+    );
+    test_run(tagger.as_fd(), frame, 1).0
+}
+
+/// A tc program that sends every frame out by the interface with this index.
+pub fn redirector(index: u32) -> OwnedFd {
+    load_program(
+        PROG_TYPE_SCHED_CLS,
+        0,
+        "foreign_redir",
+        &[
+            insn(MOV64_IMM, 1, 0, 0, index),
+            insn(MOV64_IMM, 2, 0, 0, 0),
+            insn(CALL, 0, 0, 0, REDIRECT),
+            insn(EXIT, 0, 0, 0, 0),
+        ],
+    )
+}
+
+/// A tc program without an opinion.
+pub fn tc_pass() -> OwnedFd {
+    let unspec = tc_action::UNSPEC.cast_unsigned();
+    load_program(
+        PROG_TYPE_SCHED_CLS,
+        0,
+        "foreign_tc",
+        &[insn(MOV64_IMM, 0, 0, 0, unspec), insn(EXIT, 0, 0, 0, 0)],
+    )
+}
+
 /// CLOCK_BOOTTIME, and how long the machine has slept since it booted, in nanoseconds. Waits, on a machine that has
 /// only just booted, until a world's past fits in between.
 pub fn clocks() -> (u64, u64) {
@@ -359,9 +408,9 @@ fn per_cpu<T: Pod>(value: T) -> PerCpuValues<T> {
 /// If the kernel refuses, or the program does not end each run as the first one.
 pub fn ns_per_frame(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> f64 {
     let repeater = Repeater::new(program, frame);
-    let (action, _) = test_run(repeater.restorer.as_fd(), frame, 1);
-    let (last_action, total) = test_run(repeater.restorer.as_fd(), frame, repeat);
-    assert_eq!(action, last_action, "the last of {repeat} frames fared differently from the first");
+    let (first, _) = test_run(repeater.restorer.as_fd(), frame, 1);
+    let (last, total) = test_run(repeater.restorer.as_fd(), frame, repeat);
+    assert_eq!(first, last, "the last of {repeat} frames fared differently from the first");
     total
 }
 
@@ -415,10 +464,11 @@ const LOAD_IMM64: u8 = 0x18;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
-/// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`, `BPF_FUNC_skb_vlan_push`.
+/// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`, `BPF_FUNC_skb_vlan_push`, `BPF_FUNC_redirect`.
 const PSEUDO_MAP_FD: u8 = 1;
 const TAIL_CALL: u32 = 12;
 const SKB_VLAN_PUSH: u32 = 18;
+const REDIRECT: u32 = 23;
 
 fn insn(code: u8, destination: u8, source: u8, offset: i16, immediate: u32) -> [u8; 8] {
     let [o0, o1] = offset.to_ne_bytes();
@@ -544,8 +594,8 @@ fn load_program(prog_type: u32, expected_attach_type: u32, name: &str, instructi
     descriptor(bpf(BPF_PROG_LOAD, &mut { load }))
 }
 
-/// What the program returned last, and the mean time of a run in nanoseconds, which the kernel rounds down.
-fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (u32, f64) {
+/// How the last frame came out, and the mean time of a run in nanoseconds, which the kernel rounds down.
+fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (Ran, f64) {
     #[repr(C)]
     struct TestRun {
         prog_fd: u32,
@@ -561,13 +611,14 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (u32, f64) {
         ctx_in: u64,
         ctx_out: u64,
     }
+    let mut out = [0_u8; MAX_FRAME];
     let mut run = TestRun {
         prog_fd: program.as_raw_fd().cast_unsigned(),
         retval: 0,
         data_size_in: u32::try_from(frame.len()).expect("a short frame"),
-        data_size_out: 0,
+        data_size_out: u32::try_from(out.len()).expect("a short frame"),
         data_in: frame.as_ptr().addr() as u64,
-        data_out: 0,
+        data_out: out.as_mut_ptr().expose_provenance() as u64,
         repeat,
         duration: 0,
         ctx_size_in: 0,
@@ -576,7 +627,8 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (u32, f64) {
         ctx_out: 0,
     };
     bpf(BPF_PROG_TEST_RUN, &mut run);
-    (run.retval, f64::from(run.duration))
+    let length = usize::try_from(run.data_size_out).expect("a frame's length");
+    (Ran { action: run.retval, frame: out[..length].to_vec() }, f64::from(run.duration))
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {

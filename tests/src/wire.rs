@@ -80,11 +80,20 @@ impl Wire {
     /// # Panics
     /// If there is no such interface.
     pub fn open(ns: &Netns, interface: &str) -> Self {
-        ns.enter(|| Self::open_here(interface))
+        ns.enter(|| Self::open_here(interface, libc::ETH_P_ALL))
     }
 
-    fn open_here(interface: &str) -> Self {
-        let protocol = short(libc::ETH_P_ALL).to_be();
+    /// A socket on `interface` that sees the ARP that came in as the kernel's own ARP sees it: behind the program, in
+    /// whichever mode that is.
+    ///
+    /// # Panics
+    /// If there is no such interface.
+    pub fn behind(ns: &Netns, interface: &str) -> Self {
+        ns.enter(|| Self::open_here(interface, libc::ETH_P_ARP))
+    }
+
+    fn open_here(interface: &str, protocol: i32) -> Self {
+        let protocol = short(protocol).to_be();
         // SAFETY: takes no pointer.
         let number = unsafe {
             libc::socket(

@@ -12,7 +12,7 @@ use std::{
 use arpwarden_common::{abi::ABI_VERSION, names, net::MacAddr, state::State, wire::arp::Form};
 use arpwarden_tests::{
     flood::{Answers, Asked, Flood, Flooded, ask, settled},
-    kernel::{Records, Slots, claim_other_layout, egress_programs, replace_pinned_map},
+    kernel::{Records, Slots, claim_other_layout, egress_programs, ingress_programs, replace_pinned_map},
     ms,
     netns::{Host, Net, ip, stranger},
     node::{Node, finish, program},
@@ -24,6 +24,7 @@ use arpwarden_tests::{
 };
 
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
+const TC: &[&str] = &["--iface", "eth0", "--attach", "tc"];
 const KEEP: &[&str] = &["--iface", "eth0", "--attach", "native", "--on-exit", "keep"];
 
 /// The program's clock may be one jiffy late.
@@ -64,9 +65,18 @@ fn past_events(node: &Node, kind: &str, address: Ipv4Addr) -> Vec<serde_json::Va
 
 #[test]
 fn killed_in_every_state_what_may_be_answered_is_and_nothing_else_and_the_next_start_goes_on() {
+    killed_in_every_state(NATIVE);
+}
+
+#[test]
+fn so_it_does_in_tc_mode() {
+    killed_in_every_state(TC);
+}
+
+fn killed_in_every_state(arguments: &[&str]) {
     let net = Net::new(2);
     let host = net.host(0);
-    let mut node = Node::start(host);
+    let mut node = Node::start_with(host, arguments);
     let watched = ip(150);
     node.cli(&["watch", "10.7.0.150", "--iface", "eth0"]).expect(0);
     net.host(1).ns.ip("address add 10.7.0.110/24 dev eth0");
@@ -95,7 +105,7 @@ fn killed_in_every_state_what_may_be_answered_is_and_nothing_else_and_the_next_s
     slots.put_into(yielding, State::Yielding);
     let yielding_ns = boot_ns();
     drop(slots);
-    node.run(NATIVE);
+    node.run(arguments);
     wait_for("the address to be given up", ms(5_000), || {
         (node.state(yielding).is_none() && !has_address(&host.ns, yielding)).then_some(())
     });
@@ -740,7 +750,7 @@ fn after_a_reboot_nothing_is_assumed() {
 fn nothing_is_left(node: &Node, before: &(String, String)) {
     let ns = &node.host.ns;
     assert_eq!(xdp_program(ns, "eth0"), None);
-    assert!(egress_programs(ns, "eth0").is_empty());
+    assert!(egress_programs(ns, "eth0").is_empty() && ingress_programs(ns, "eth0").is_empty());
     assert_eq!(&(snapshot(ns), traffic_control(ns, "eth0")), before);
     assert!(!node.pins().exists(), "left: {:?}", pinned_files(&node.pins()));
     assert!(!node.folder().exists(), "left: {:?}", pinned_files(&node.folder()));
@@ -806,6 +816,12 @@ fn unload_after_keep_leaves_nothing_and_says_what_it_took_off() {
         assert_eq!(node.wait_for_end(ms(10_000)), 0);
     };
     unload_after(KEEP, end, &["10.7.0.100", "10.9.0.9"]);
+}
+
+#[test]
+fn unload_in_tc_mode_leaves_nothing() {
+    unload_after(TC, |_| (), &["released"]);
+    unload_after(TC, |node| node.kill(), &["10.7.0.100"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! After a daemon that ends in order the host is as it was. How it is after a crash: `adoption`.
 
 use arpwarden_tests::{
+    kernel::{egress_programs, ingress_programs},
     ms,
     netns::{Host, Net, ip},
     node::Node,
@@ -9,6 +10,7 @@ use arpwarden_tests::{
 };
 
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
+const TC: &[&str] = &["--iface", "eth0", "--attach", "tc"];
 const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
 
 /// Names of the programs and maps of this kernel that look like ours and belong to the process.
@@ -19,11 +21,13 @@ fn bpf_objects(pid: u32) -> usize {
     texts.filter(|text| text.contains("map_id:") || text.contains("prog_id:")).count()
 }
 
-/// The snapshot of the host, and whether a program is on its interface.
+/// Whether a program is on the interface of the host.
 fn programs(host: &Host) -> bool {
     let mut command = host.ns.command("ip");
     command.args(["link", "show", "dev", "eth0"]);
     run(command).contains("xdp")
+        || !ingress_programs(&host.ns, "eth0").is_empty()
+        || !egress_programs(&host.ns, "eth0").is_empty()
 }
 
 fn as_it_was(arguments: &[&str], end: impl Fn(&mut Node)) {
@@ -70,6 +74,14 @@ fn after_sigterm_the_host_is_as_it_was() {
 #[test]
 fn after_sigint_the_host_is_as_it_was() {
     as_it_was(GENERIC, |node| node.signal(libc::SIGINT));
+}
+
+#[test]
+fn after_unload_and_sigterm_in_tc_mode_the_host_is_as_it_was() {
+    as_it_was(TC, |node| {
+        node.cli(&["unload"]).expect(0);
+    });
+    as_it_was(TC, |node| node.signal(libc::SIGTERM));
 }
 
 #[test]

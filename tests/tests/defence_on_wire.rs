@@ -23,6 +23,7 @@ use arpwarden_tests::{
 
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
 const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
+const TC: &[&str] = &["--iface", "eth0", "--attach", "tc"];
 /// How long the plan of announcements may take, on two cores with other tests on them.
 const PLAN: Duration = Duration::from_secs(20);
 const SECOND: u64 = 1_000_000_000;
@@ -188,9 +189,18 @@ fn a_defence_never_leaves_in_another_vlan() {
 
 #[test]
 fn claims_on_two_processors_get_one_defence_in_an_interval_whoever_sends_it() {
+    one_defence_in_an_interval(GENERIC);
+}
+
+#[test]
+fn so_they_do_in_tc_mode() {
+    one_defence_in_an_interval(TC);
+}
+
+fn one_defence_in_an_interval(arguments: &[&str]) {
     let net = Net::without_peer_programs(3);
-    // In generic mode the program runs on the processor of whoever sends.
-    let node = Node::start_with(net.host(0), GENERIC);
+    // In these modes the program runs on the processor of whoever sends.
+    let node = Node::start_with(net.host(0), arguments);
     let address = settled(&node, 1, &[])[0];
     let events = node.events();
     let tap = net.tap(0);
@@ -326,6 +336,12 @@ fn falls_without_a_daemon(policy: &str, arguments: &[&str], defended: &[usize]) 
 #[test]
 fn yield_gives_an_address_up_without_a_daemon() {
     falls_without_a_daemon("yield", NATIVE, &[0]);
+}
+
+#[test]
+fn in_tc_mode_it_is_given_up_so_as_well() {
+    falls_without_a_daemon("yield", TC, &[0]);
+    falls_without_a_daemon("once", TC, &[1, 0]);
 }
 
 #[test]

@@ -68,6 +68,11 @@ fn an_owner_frozen_while_yielding_answers_nothing_and_the_next_one_loses_three_p
 }
 
 #[test]
+fn the_same_holds_in_tc_mode() {
+    a_frozen_owner_is_silent(&Net::without_peer_programs(3), &["--iface", "eth0", "--attach", "tc"]);
+}
+
+#[test]
 fn the_same_holds_in_generic_mode() {
     a_frozen_owner_is_silent(&Net::without_peer_programs(3), &["--iface", "eth0", "--attach", "generic"]);
 }

@@ -1,20 +1,23 @@
 //! The golden frames on a real wire: what the host verdict says and what BPF_PROG_TEST_RUN gives is what comes
 //! out of a veth, byte for byte.
 
-use arpwarden::io::bpf::OBJECT;
+use std::os::fd::AsFd as _;
+
+use arpwarden::io::bpf::{Mode, OBJECT};
 use arpwarden_common::{
     golden::{Action, PORT_INDEX, Row, rows},
     names,
 };
 use arpwarden_tests::{
-    kernel::attach_xdp,
+    kernel::{attach_ingress, attach_xdp},
     ms,
     netns::{Net, stranger},
-    prog_run::Loaded,
-    wire::{Captured, marker},
+    prog_run::{Loaded, redirector},
+    wait_for,
+    wire::{Captured, Wire, marker},
 };
 
-fn every_row_over_a_cable(native: bool) {
+fn every_row_over_a_cable(mode: Mode) {
     let net = Net::cable();
     let (host, far) = (net.host(0), net.host(1));
     // No address at all, so that the kernel behind the program has nothing to say.
@@ -22,9 +25,27 @@ fn every_row_over_a_cable(native: bool) {
     far.ns.ip("address flush dev eth0");
     let index = host.ns.index_of("eth0").expect("there");
     assert_ne!(index, PORT_INDEX);
-    let mut loaded = Loaded::load(OBJECT, names::XDP_FRAGS, 0);
-    let _link = attach_xdp(&host.ns, "eth0", loaded.fd(), native);
-    let (behind, wire) = (host.wire(), far.wire());
+    let program = if mode == Mode::Tc { names::TC } else { names::XDP_FRAGS };
+    let mut loaded = Loaded::load(OBJECT, program, 0);
+    let wire = far.wire();
+    let (behind, _links) = match mode {
+        Mode::Native | Mode::Generic => {
+            let link = attach_xdp(&host.ns, "eth0", loaded.fd(), mode == Mode::Native);
+            (host.wire(), vec![link])
+        }
+        Mode::Tc => {
+            // A packet socket sees what comes in before tc does, so what tc has passed goes on to another cable.
+            host.ns.ip("link add w0 type veth peer name w1\nlink set w0 up\nlink set w1 up");
+            let (passed, w0) = (Wire::open(&host.ns, "w1"), host.ns.index_of("w0").expect("there"));
+            let (end, frame) = (Wire::open(&host.ns, "w0"), marker(stranger(0)));
+            wait_for("the other cable", ms(5_000), || {
+                end.send(&frame);
+                passed.drain().into_iter().any(|seen| seen.bytes == frame).then_some(())
+            });
+            let first = attach_ingress(&host.ns, "eth0", loaded.fd());
+            (passed, vec![first, attach_ingress(&host.ns, "eth0", redirector(w0).as_fd())])
+        }
+    };
 
     let rows = rows();
     let mut tried = [0; 3];
@@ -55,11 +76,7 @@ fn every_row_over_a_cable(native: bool) {
 }
 
 /// Puts the row's frame on the wire; what came through to the kernel, and what came back.
-fn send(
-    behind: &arpwarden_tests::wire::Wire,
-    wire: &arpwarden_tests::wire::Wire,
-    row: &Row,
-) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+fn send(behind: &Wire, wire: &Wire, row: &Row) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let received = |frames: Vec<Captured>| {
         let frames = frames.into_iter().filter(|frame| !frame.outgoing);
         frames.map(|frame| frame.bytes).collect::<Vec<_>>()
@@ -81,10 +98,15 @@ fn send(
 
 #[test]
 fn every_golden_row_comes_out_of_a_native_veth_as_the_table_says() {
-    every_row_over_a_cable(true);
+    every_row_over_a_cable(Mode::Native);
 }
 
 #[test]
 fn every_golden_row_comes_out_of_a_generic_veth_as_the_table_says() {
-    every_row_over_a_cable(false);
+    every_row_over_a_cable(Mode::Generic);
+}
+
+#[test]
+fn every_golden_row_comes_out_of_a_veth_in_tc_mode_as_the_table_says() {
+    every_row_over_a_cable(Mode::Tc);
 }

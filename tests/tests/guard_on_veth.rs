@@ -1,7 +1,5 @@
 //! The guard on a real interface: whatever way a frame is sent, and however it lies in the kernel's memory.
 
-use std::os::fd::AsFd as _;
-
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
     abi::Counter,
@@ -51,7 +49,7 @@ fn each_fares_as_the_table_says(send: impl Fn(&Netns, &[u8]) -> Vec<u8>) {
     let (wire, marking) = (Wire::open(&far, "eth0"), Wire::open(&host, "eth0"));
     let index = host.index_of("eth0").expect("there");
     let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
-    let _link = attach_egress(&host, "eth0", loaded.guard().fd().expect("loaded").as_fd());
+    let _link = attach_egress(&host, "eth0", loaded.guard());
     let mut kept = 0;
     for row in &rows {
         loaded.enter(&row.world);

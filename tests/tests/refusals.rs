@@ -1,13 +1,19 @@
 //! What cannot be done is refused with words of its own and the right exit code, and changes nothing.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::{fd::AsFd as _, unix::fs::PermissionsExt},
+    path::PathBuf,
+    process::Command,
+};
 
 use arpwarden_tests::{
-    kernel::XdpPass,
+    kernel::{XdpPass, attach_egress, attach_ingress, egress_programs, ingress_programs},
     ms,
-    netns::{Net, ip},
+    netns::{Host, Net, ip},
     node::{Done, Node, finish, program},
-    tools::{arping, has_address, snapshot},
+    prog_run::tc_pass,
+    tools::{arping, has_address, snapshot, xdp_program},
     wait_for,
     wire::Captured,
 };
@@ -155,7 +161,7 @@ fn a_foreign_program_is_named_and_left_where_it_is() {
             _ => XdpPass::attach_generic(&host.ns, "eth0"),
         };
         let before = snapshot(&host.ns);
-        for asked in ["native", "generic", "auto"] {
+        for asked in ["native", "generic"] {
             node.cli(&["run", "--iface", "eth0", "--attach", asked])
                 .expect(1)
                 .naming(foreign.name)
@@ -167,15 +173,55 @@ fn a_foreign_program_is_named_and_left_where_it_is() {
 }
 
 #[test]
-fn a_daemon_of_another_instance_on_the_same_interface_is_a_foreign_program_too() {
-    let net = Net::new(2);
-    let node = Node::start(net.host(0));
-    let address = node.online(100);
-    let other = Node::new(net.host(0));
-    let before = snapshot(&node.host.ns);
-    other.cli(&["run", "--iface", "eth0"]).expect(1).naming("arpwarden").naming("eth0");
-    assert_eq!(snapshot(&node.host.ns), before);
-    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
+fn in_tc_mode_foreign_programs_are_lived_beside_and_left_alone() {
+    for mode in ["tc", "auto"] {
+        let net = Net::new(2);
+        let host = net.host(0);
+        let (xdp, tc) = (XdpPass::attach_generic(&host.ns, "eth0"), tc_pass());
+        let _links =
+            (attach_ingress(&host.ns, "eth0", tc.as_fd()), attach_egress(&host.ns, "eth0", tc.as_fd()));
+        let there = |host: &Host| {
+            let mut in_tc = [ingress_programs(&host.ns, "eth0"), egress_programs(&host.ns, "eth0")];
+            let ours = in_tc.each_mut().map(|programs| (programs.len() > 1).then(|| programs.remove(0)));
+            (xdp_program(&host.ns, "eth0"), in_tc, ours.iter().all(Option::is_some))
+        };
+        let before = there(host);
+        assert_eq!((before.0, before.1[0].len(), before.2), (Some(xdp.id()), 1, false));
+        let node = Node::start_with(host, &["--iface", "eth0", "--attach", mode]);
+        assert_eq!(node.status()["interfaces"][0]["attach_mode"], "tc");
+        assert_eq!(node.status()["interfaces"][0]["vlan_tags"], "visible");
+        // Ours come first, and theirs are where they were.
+        assert_eq!(there(host), (before.0, before.1.clone(), true));
+        let address = node.online(100);
+        assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
+        assert_eq!(node.counter(address, "answered"), 1);
+        drop(node);
+    }
+}
+
+#[test]
+fn a_daemon_of_another_instance_on_the_same_interface_is_refused_in_every_mode_and_named() {
+    const MODES: [&str; 3] = ["native", "generic", "tc"];
+    for mode in MODES {
+        let net = Net::new(2);
+        let node = Node::start_with(net.host(0), &["--iface", "eth0", "--attach", mode]);
+        let address = node.online(100);
+        let there = || {
+            let ns = &node.host.ns;
+            (snapshot(ns), xdp_program(ns, "eth0"), ingress_programs(ns, "eth0"), egress_programs(ns, "eth0"))
+        };
+        let before = there();
+        for asked in [&MODES[..], &["auto"]].concat() {
+            let other = Node::new(net.host(0));
+            other
+                .cli(&["run", "--iface", "eth0", "--attach", asked])
+                .expect(1)
+                .naming(&node.instance)
+                .naming("eth0");
+            assert_eq!(there(), before, "{mode}, {asked}");
+        }
+        assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
+    }
 }
 
 #[test]

@@ -15,10 +15,11 @@ use arpwarden_tests::{
     netns::{Net, ip, stranger},
     node::Node,
     tools::{arping, decode, neighbour, other_arping, run},
-    wire::{Captured, bytes, probe, request},
+    wire::{Captured, Wire, bytes, probe, request},
 };
 
 const GENERIC: &[&str] = &["--iface", "eth0", "--attach", "generic"];
+const TC: &[&str] = &["--iface", "eth0", "--attach", "tc"];
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
 
 fn arpings_tell_taken_from_free(net: &Net, arguments: &[&str]) {
@@ -48,11 +49,16 @@ fn both_arpings_find_an_online_address_taken_and_a_free_one_free_in_generic_mode
     arpings_tell_taken_from_free(&Net::without_peer_programs(2), GENERIC);
 }
 
+#[test]
+fn both_arpings_find_an_online_address_taken_and_a_free_one_free_in_tc_mode() {
+    arpings_tell_taken_from_free(&Net::without_peer_programs(2), TC);
+}
+
 fn ping_and_tcp_work_and_the_kernel_is_not_asked(net: &Net, arguments: &[&str]) {
     let node = Node::start_with(net.host(0), arguments);
     let address = node.online(100);
     let client = net.host(1);
-    let behind_the_program = node.host.wire();
+    let behind_the_program = Wire::behind(&node.host.ns, "eth0");
     let tap = net.tap(0);
     let before = node.counter(address, "answered");
 
@@ -87,6 +93,11 @@ fn ping_and_tcp_work_and_the_answer_came_from_the_program_not_the_kernel_in_nati
 #[test]
 fn ping_and_tcp_work_and_the_answer_came_from_the_program_not_the_kernel_in_generic_mode() {
     ping_and_tcp_work_and_the_kernel_is_not_asked(&Net::without_peer_programs(2), GENERIC);
+}
+
+#[test]
+fn ping_and_tcp_work_and_the_answer_came_from_the_program_not_the_kernel_in_tc_mode() {
+    ping_and_tcp_work_and_the_kernel_is_not_asked(&Net::without_peer_programs(2), TC);
 }
 
 #[test]

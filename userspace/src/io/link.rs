@@ -456,6 +456,13 @@ pub fn segment(link: &Link, links: &BTreeMap<u32, Link>) -> Result<Segment, Refu
     Ok(Segment { carrier: at.index, vlan })
 }
 
+/// Whether frames of two interfaces have other tags, so that the same address on both is two addresses.
+pub fn vlans_apart(one: u32, other: u32, links: &BTreeMap<u32, Link>) -> bool {
+    let vlan =
+        |index| links.get(&index).and_then(|link| segment(link, links).ok()).map(|segment| segment.vlan);
+    vlan(one) != vlan(other)
+}
+
 /// The members of a bond.
 pub fn members<'a>(bond: &Link, links: &'a BTreeMap<u32, Link>) -> impl Iterator<Item = &'a Link> {
     let (index, is_bond) = (bond.index, bond.is_kind(&["bond"]));
@@ -597,37 +604,24 @@ const NATIVE_DRIVERS: [&str; 25] = [
     "vmxnet3",
 ];
 
-/// The mode for `--attach auto`, and the word about its price.
+/// The mode for `--attach auto`, and a word where another one may be the better choice.
 pub fn auto_mode(link: &Link, driver: Option<&str>) -> (Mode, Option<&'static str>) {
     match (link.kind.as_deref(), driver) {
+        // One that is ours is taken over before anybody asks for a mode.
+        (None, Some(driver)) if NATIVE_DRIVERS.contains(&driver) && link.xdp.is_some() => (
+            Mode::Tc,
+            Some("tc, because an XDP program of somebody else is on it; without that it would be native"),
+        ),
         (None, Some(driver)) if NATIVE_DRIVERS.contains(&driver) => (Mode::Native, None),
-        (Some("veth"), _) => (
-            Mode::Generic,
-            Some(
-                "generic, because native answers of a veth are lost unless its peer carries a program too; bulk \
-                 TCP through a veth loses about a quarter with it (four fifths with native)",
-            ),
-        ),
-        (Some("bond"), _) => (
-            Mode::Generic,
-            Some(
-                "generic, because native runs on every member of a bond and an inactive one would answer a \
-                 second time; bulk TCP loses about a quarter with it",
-            ),
-        ),
-        (Some(_), _) => (
-            Mode::Generic,
-            Some(
-                "generic, because virtual interfaces have no native mode that answers; bulk TCP loses about a quarter with it",
-            ),
-        ),
         (None, _) => (
-            Mode::Generic,
+            Mode::Tc,
             Some(
-                "generic, because the driver is not known to send native answers; bulk TCP loses about a quarter \
-                 with it: try --attach native",
+                "tc, because the driver is not known to send native answers: if it does, --attach native is faster",
             ),
         ),
+        // Native answers of a veth are lost unless its peer carries a program too; native runs on every member of a
+        // bond, and an inactive one would answer a second time where the daemon is late to say so; others have none.
+        (Some(_), _) => (Mode::Tc, None),
     }
 }
 
@@ -1164,6 +1158,7 @@ mod tests {
             assert_eq!(segment(&links[&index], &links), expected);
             assert_eq!(suitable(&links[&index], &links), expected.map(|_| ()));
         }
+        assert!(vlans_apart(1, 2, &links) && vlans_apart(2, 3, &links) && !vlans_apart(3, 3, &links));
     }
 
     #[test]
@@ -1258,16 +1253,22 @@ mod tests {
         assert_eq!(auto_mode(&Link::default(), Some("mlx5_core")), (Mode::Native, None));
         assert_eq!(auto_mode(&Link::default(), Some("virtio_net")), (Mode::Native, None));
         for (link, driver) in [
-            (Link::default(), Some("e1000e")),
-            (Link::default(), None),
-            (kind("veth"), Some("veth")),
-            (kind("bond"), Some("bonding")),
-            (kind("macvlan"), Some("macvlan")),
+            (kind("veth"), "veth"),
+            (kind("bond"), "bonding"),
+            (kind("macvlan"), "macvlan"),
+            (kind("bridge"), "bridge"),
         ] {
-            let (mode, word) = auto_mode(&link, driver);
-            assert_eq!(mode, Mode::Generic, "{driver:?}");
-            assert!(word.is_some_and(|word| word.contains("bulk TCP")), "{driver:?}");
+            assert_eq!(auto_mode(&link, Some(driver)), (Mode::Tc, None), "{driver}");
         }
+        for driver in [Some("e1000e"), None] {
+            let (mode, word) = auto_mode(&Link::default(), driver);
+            assert_eq!(mode, Mode::Tc);
+            assert!(word.is_some_and(|word| word.contains("--attach native")));
+        }
+        let taken = Link { xdp: Some(XdpAttached { id: 7, mode: Some(Mode::Native) }), ..Link::default() };
+        let (mode, word) = auto_mode(&taken, Some("mlx5_core"));
+        assert_eq!(mode, Mode::Tc);
+        assert!(word.is_some_and(|word| word.contains("somebody else")));
     }
 
     fn offloads(
