@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Version of the layouts in this module.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 304 + 16 bytes a
 /// CPU take 5.8 MiB on two CPUs, allocated once.
@@ -113,6 +113,13 @@ impl Control {
     /// A sleep that is longer disarms it. Two reads of two clocks are microseconds apart, and no machine
     /// sleeps for so short a time.
     pub const SLEEP_NS: u64 = 100_000_000;
+
+    /// Whether the daemon was heard lately, at `now_ns` (CLOCK_BOOTTIME).
+    #[inline(always)]
+    pub const fn heard(&self, now_ns: u64) -> bool {
+        // A heartbeat may be younger than the clock that was read a moment before it.
+        self.heartbeat_ns != 0 && now_ns.saturating_sub(self.heartbeat_ns) < Self::HEARTBEAT_LASTS_NS
+    }
 }
 
 /// Where an address may be, without a look-up in a hash: value of [`crate::names::HINTS`], whose place for an
@@ -509,7 +516,7 @@ pub enum Counter {
     NotAnswering = 8,
     /// Passed: a request for an address that is not managed.
     Unmanaged = 9,
-    /// Passed: came in on a port that is not acted on.
+    /// Passed: came in on a port that is not acted on, and it is not [withheld](Self::Withheld).
     InactivePort = 10,
     /// A claim turned into the announcement that answers it, and sent back.
     Defended = 11,
@@ -525,11 +532,14 @@ pub enum Counter {
     EventsLost = 16,
     /// On the way out: dropped by the guard.
     Guarded = 17,
+    /// Dropped: a request for an address that may answer, on a port that is not acted on: another one answers it. One per
+    /// outcome as well.
+    Withheld = 18,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = Self::Guarded as u32 + 1;
+    pub const COUNT: u32 = Self::Withheld as u32 + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -551,6 +561,7 @@ impl Counter {
         Self::Siblings,
         Self::EventsLost,
         Self::Guarded,
+        Self::Withheld,
     ];
 
     /// The name used in `status`.
@@ -574,6 +585,7 @@ impl Counter {
             Self::Siblings => "siblings",
             Self::EventsLost => "events_lost",
             Self::Guarded => "guarded",
+            Self::Withheld => "withheld",
         }
     }
 }

@@ -44,10 +44,7 @@ pub fn armed(standing: &Standing, control: &Control, clocks: Clocks) -> bool {
     // On a machine that never slept the clocks are one, and the one that was read later is ahead.
     let slept_ns = clocks.boot_ns.saturating_sub(clocks.monotonic_ns);
     let awake = slept_ns.abs_diff(control.slept_ns) <= Control::SLEEP_NS;
-    // A heartbeat may be younger than the clock that was read a moment before it.
-    let heard = control.heartbeat_ns != 0
-        && clocks.boot_ns.saturating_sub(control.heartbeat_ns) < Control::HEARTBEAT_LASTS_NS;
-    awake && (standing.has_lease() || heard)
+    awake && (standing.has_lease() || control.heard(clocks.boot_ns))
 }
 
 /// Whether [`INTERVAL_NS`] allows a defence at `now_ns` (CLOCK_BOOTTIME) after the one at `defended_ns`.

@@ -103,6 +103,12 @@ pub enum Kind {
     WrongProtocolLength,
     WrongOperation,
     InactivePort,
+    InactivePortToOurMac,
+    InactivePortProbe,
+    InactivePortFlooded,
+    InactivePortClaim,
+    InactivePortReply,
+    InactivePortByZeroMac,
     UnknownPort,
     NotArp,
     BehindThreeTags,
@@ -334,7 +340,7 @@ pub const COLUMNS: [Column; 64] = [
 /// Kind, why the row is as it is, and a cell for each of [`COLUMNS`], the plain ones and those that have a name: first what becomes of the frame (see
 /// [`outcome`]), then what it tells (see [`sees`]).
 #[rustfmt::skip]
-const TABLE: [(Kind, &str, &str, &str); 53] = [
+const TABLE: [(Kind, &str, &str, &str); 59] = [
     //   -- w  wl p  pl a  al o  ol c  cl y  yl s  sl r  rl x  xl o+ l+ a- l- o- l- c- l-   (x: lost)
     //   group: o- l- l+ l+ l- wl pl  fallen: o l l  observed  hold: - F F F F - - - - F - F - - -  leave  once: F - X F F -  yield: X X -
     (Kind::Request, "whoever asks for an address that may answer gets an answer; where it may not, a local one is silent",
@@ -484,9 +490,27 @@ const TABLE: [(Kind, &str, &str, &str); 53] = [
     (Kind::WrongOperation, "neither request nor reply: RARP's request",
         "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H.",
         "H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H. H."),
-    (Kind::InactivePort, "an inactive bond member must not answer a second time",
+    (Kind::InactivePort, "an inactive bond member must not answer a second time, nor its kernel while a daemon lives that says who does; the shield is everywhere",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. W. W. I. I. W. I. I. W. W. W. W. D. D. W. W. W. I. I. W. W. I. I. I. D."),
+    (Kind::InactivePortToOurMac, "the same of one to us alone",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. W. W. I. I. W. I. I. W. W. W. W. D. D. W. W. W. I. I. W. W. I. I. I. D."),
+    (Kind::InactivePortProbe, "the same of a probe, which the active member reports",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. W. W. I. I. W. I. I. W. W. W. W. D. D. W. W. W. I. I. W. W. I. I. I. D."),
+    (Kind::InactivePortFlooded, "what is for somebody else is not ours to keep from the kernel",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. I. I. I. I. I. I. I. I. I. I. I. D. D. I. I. I. I. I. I. I. I. I. I. D."),
+    (Kind::InactivePortClaim, "a claim is met and recorded where the active member sees it",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. I. I. I. I. I. I. I. I. I. I. I. D. D. I. I. I. I. I. I. I. I. I. I. D."),
+    (Kind::InactivePortReply, "so is one by a reply",
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I.",
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
+    (Kind::InactivePortByZeroMac, "what the program would not answer elsewhere it does not keep from the kernel here",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. I. I. I. I. I. I. I. I. I. I. I. D. D. I. I. I. I. I. I. I. I. I. I. D."),
     (Kind::UnknownPort, "a port that user space has not named is not acted on",
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I.",
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
@@ -512,6 +536,7 @@ fn outcome(letter: u8) -> (Option<Counter>, Action) {
         b'N' => (Some(Counter::NotAnswering), Action::Pass),
         b'U' => (Some(Counter::Unmanaged), Action::Pass),
         b'I' => (Some(Counter::InactivePort), Action::Pass),
+        b'W' => (Some(Counter::Withheld), Action::Drop),
         b'F' => (Some(Counter::Defended), Action::Answer),
         b'-' => (None, Action::Pass),
         other => panic!("{:?} is no outcome", char::from(other)),
@@ -687,6 +712,10 @@ impl Tables for World {
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
     }
+
+    fn daemon_lives(&self) -> bool {
+        self.control.heard(NOW)
+    }
 }
 
 /// A cell of the table behind one kind of tags: a frame, a world, and what has to come of the two.
@@ -834,7 +863,7 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         pad: 0,
         pad_end: 0,
     });
-    let flags = if kind == Kind::InactivePort { 0 } else { Port::ACCEPT };
+    let flags = if is_on_inactive_port(kind) { 0 } else { Port::ACCEPT };
     let port = (kind != Kind::UnknownPort).then_some(flags);
     let world = world(port, column, address_vlan);
     let asker =
@@ -885,6 +914,20 @@ fn world(port: Option<u32>, column: Column, vlan: Vlan) -> World {
         port,
         own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
     }
+}
+
+/// The kinds that come in on a port that is not acted on.
+const fn is_on_inactive_port(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::InactivePort
+            | Kind::InactivePortToOurMac
+            | Kind::InactivePortProbe
+            | Kind::InactivePortFlooded
+            | Kind::InactivePortClaim
+            | Kind::InactivePortReply
+            | Kind::InactivePortByZeroMac
+    )
 }
 
 /// How a frame asks.
@@ -947,6 +990,12 @@ fn asks(kind: Kind) -> Option<Asks> {
         | Kind::WrongProtocolLength
         | Kind::WrongOperation
         | Kind::InactivePort
+        | Kind::InactivePortToOurMac
+        | Kind::InactivePortProbe
+        | Kind::InactivePortFlooded
+        | Kind::InactivePortClaim
+        | Kind::InactivePortReply
+        | Kind::InactivePortByZeroMac
         | Kind::UnknownPort
         | Kind::NotArp
         | Kind::BehindThreeTags => return None,
@@ -1001,6 +1050,12 @@ fn form(kind: Kind) -> Form {
         | Kind::WrongProtocolLength
         | Kind::WrongOperation
         | Kind::InactivePort
+        | Kind::InactivePortToOurMac
+        | Kind::InactivePortProbe
+        | Kind::InactivePortFlooded
+        | Kind::InactivePortClaim
+        | Kind::InactivePortReply
+        | Kind::InactivePortByZeroMac
         | Kind::UnknownPort
         | Kind::NotArp
         | Kind::BehindThreeTags => panic!("{kind:?} has no event"),
@@ -1112,6 +1167,12 @@ const GROUP_MAC: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
 fn recipe(kind: Kind) -> Recipe {
     match kind {
         Kind::Request | Kind::InactivePort | Kind::UnknownPort => REQUEST,
+        Kind::InactivePortToOurMac => Recipe { destination: OUR_MAC, ..REQUEST },
+        Kind::InactivePortProbe => PROBE,
+        Kind::InactivePortFlooded => Recipe { destination: OTHER_MAC, ..REQUEST },
+        Kind::InactivePortClaim => ANNOUNCEMENT,
+        Kind::InactivePortReply => REPLY,
+        Kind::InactivePortByZeroMac => Recipe { sender_mac: ZERO, ..REQUEST },
         Kind::RequestUnpadded => Recipe { len: 42, ..REQUEST },
         Kind::RequestToOurMac => Recipe { destination: OUR_MAC, ..REQUEST },
         Kind::RequestToPortMac => Recipe { destination: PORT_MAC, ..REQUEST },
@@ -1348,6 +1409,7 @@ mod tests {
                     assert_eq!(*place, SLOT, "{name}");
                     Action::Drop
                 }
+                Some(Outcome::Withheld) => Action::Drop,
                 None
                 | Some(
                     Outcome::Truncated

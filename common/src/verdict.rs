@@ -70,6 +70,8 @@ pub trait Tables {
     fn address(&self, key: &AddressKey) -> Option<Entry<Self::Place>>;
     /// Whether a MAC belongs to this network namespace or is answered with.
     fn is_own(&self, mac: MacAddr) -> bool;
+    /// Whether the daemon was heard lately ([`crate::abi::Control::heard`]).
+    fn daemon_lives(&self) -> bool;
 }
 
 /// Whom the verdict tells what a frame says beside its outcome: at once, because what it need not remember is not in
@@ -115,6 +117,8 @@ pub enum Outcome<P = u32> {
     Unmanaged,
     /// Passed: the port is not acted on.
     InactivePort,
+    /// Dropped: the port is not acted on, and another one answers.
+    Withheld,
     /// A claim, rewritten into the announcement of `mac` that answers it, and sent back.
     Defended {
         /// The MAC to announce.
@@ -138,6 +142,7 @@ impl<P> Outcome<P> {
             Self::NotAnswering => Counter::NotAnswering,
             Self::Unmanaged => Counter::Unmanaged,
             Self::InactivePort => Counter::InactivePort,
+            Self::Withheld => Counter::Withheld,
             Self::Defended { .. } => Counter::Defended,
         }
     }
@@ -176,15 +181,11 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
     witness: &W,
 ) -> Outcome<T::Place> {
     if port.flags & Port::ACCEPT == 0 {
-        return Outcome::InactivePort;
+        return inactive(frame, port, tables);
     }
     let look_up =
         |address: Ipv4| tables.address(&AddressKey { interface: port.interface, vlan: frame.vlan, address });
-    let nonsense = frame.sender_mac.is_zero()
-        || frame.sender_mac.is_group()
-        || frame.source.is_zero()
-        || frame.source.is_group()
-        || frame.sender_ip.is_nonsense_sender();
+    let nonsense = nonsense(frame);
     let form = frame.form();
     let request = frame.operation == REQUEST;
 
@@ -255,6 +256,44 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
         Outcome::Answered { place: target.place, mac: target.word.mac() }
     } else {
         Outcome::OtherDestination
+    }
+}
+
+/// Whether no host can have sent the frame.
+#[inline(always)]
+fn nonsense(frame: &Frame) -> bool {
+    frame.sender_mac.is_zero()
+        || frame.sender_mac.is_group()
+        || frame.source.is_zero()
+        || frame.source.is_group()
+        || frame.sender_ip.is_nonsense_sender()
+}
+
+/// Decides on a frame that came in on a port that is not acted on: a bond's member that is not its active one, as far as
+/// the daemon has told.
+///
+/// It may have become the active one a moment ago, so the kernel behind it may answer while the other one's program still
+/// does. As long as a daemon lives, which says before long which port counts, what would be answered on such a port is
+/// kept from the kernel; later the kernel alone knows it. Nothing is recorded, as the active port sees it too.
+#[inline(always)]
+fn inactive<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Outcome<T::Place> {
+    if frame.operation != REQUEST {
+        return Outcome::InactivePort;
+    }
+    let key = AddressKey { interface: port.interface, vlan: frame.vlan, address: frame.target_ip };
+    let Some(target) = tables.address(&key) else { return Outcome::InactivePort };
+    if !target.may_answer {
+        return if target.word.is_local() && !target.word.is(State::Watched) {
+            Outcome::Shielded { place: target.place }
+        } else {
+            Outcome::InactivePort
+        };
+    }
+    let for_us = frame.destination == MacAddr::BROADCAST || ours(frame.destination, port, &target);
+    if for_us && frame.form() != Form::Announcement && !nonsense(frame) && tables.daemon_lives() {
+        Outcome::Withheld
+    } else {
+        Outcome::InactivePort
     }
 }
 

@@ -124,7 +124,9 @@ fn respond<C: Context>(packet: Packet<C>) -> C::Verdict {
             );
             packet.ctx().drop()
         }
-        Outcome::Truncated
+        Outcome::Withheld if !observes => packet.ctx().drop(),
+        Outcome::Withheld
+        | Outcome::Truncated
         | Outcome::BadHeader
         | Outcome::BadSender
         | Outcome::Gratuitous

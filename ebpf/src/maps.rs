@@ -208,6 +208,11 @@ impl Tables for Maps {
     fn is_own(&self, mac: MacAddr) -> bool {
         OWN_MACS.get_ptr(mac).is_some()
     }
+
+    #[inline(always)]
+    fn daemon_lives(&self) -> bool {
+        control().heard(now_ns())
+    }
 }
 
 /// What the slot says, if it is that of `key`.

@@ -152,6 +152,15 @@ fn rewritten(packet: &Packet<TcContext>, at: usize, mac: MacAddr, announces: boo
     packet.0.store(at, &arp, 0).is_ok() && packet.0.store(0, &ethernet, 0).is_ok()
 }
 
+/// Makes the beginning of a frame linear; says whether it is. A sender may decide how much of a frame is, and nothing is to
+/// slip past for that. What has to be pulled and what has not are the same for the verifier behind this call.
+#[inline(never)]
+fn linear(ctx: &TcContext) -> bool {
+    let (start, end) = ctx.bounds();
+    let wanted = ctx.len().min(READ_LEN);
+    end - start >= wanted as usize || ctx.pull_data(wanted).is_ok()
+}
+
 /// The frame of a context. It owns the context, so there is one for each run, and its borrows are the frame's.
 pub(crate) struct Packet<C>(C);
 
@@ -174,13 +183,7 @@ impl Packet<TcContext> {
         if self.view::<EthernetHeader>(0).is_some_and(|header| !arp::may_lead_to_arp(header.ethertype())) {
             return Look::Other;
         }
-        // A sender may decide how much of a frame is in the linear part, and nothing is to slip past for that.
-        let (start, end) = self.0.bounds();
-        let wanted = self.0.len().min(READ_LEN);
-        if end - start < wanted as usize && self.0.pull_data(wanted).is_err() {
-            return Look::Unreadable;
-        }
-        Look::Readable
+        if linear(&self.0) { Look::Readable } else { Look::Unreadable }
     }
 
     /// Reads a frame that is about to leave.

@@ -226,11 +226,14 @@ fn the_same_address_in_two_vlans_is_two_addresses() {
     for device in devices {
         assert_eq!(answers_to_a_request_behind(&wire, &node, device.vlan), [device.vlan]);
     }
+    node.cli(&["probe", &HELD.to_string(), "--iface", "eth0.200"]).expect(3).naming("eth0.200 of this host");
     node.cli(&["offline", &HELD.to_string()]).expect(2).naming("eth0.100 and eth0.200").naming("--iface");
     node.cli(&["offline", &HELD.to_string(), "--iface", "eth0.200"]).expect(0);
     assert!(!addresses_on(&node.host.ns, "eth0.200").iter().any(|(address, _)| *address == HELD));
     assert_eq!(answers_to_a_request_behind(&wire, &node, OTHER_CUSTOMER.vlan), []);
     assert_eq!(answers_to_a_request_behind(&wire, &node, CUSTOMER.vlan), [CUSTOMER.vlan]);
+    // What is ours in one VLAN may be free in the other.
+    node.cli(&["probe", &HELD.to_string(), "--iface", "eth0.200"]).expect(0).naming("free");
 }
 
 #[test]

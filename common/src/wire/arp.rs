@@ -462,6 +462,9 @@ mod tests {
         fn is_own(&self, _: MacAddr) -> bool {
             false
         }
+        fn daemon_lives(&self) -> bool {
+            true
+        }
     }
 
     impl Witness<()> for Everything {
@@ -520,6 +523,7 @@ mod tests {
                 let port =
                     Port::accepting(MacAddr::new(golden::PORT_MAC), 1);
                 verdict(&frame, &port, &Everything, &Everything);
+                verdict(&frame, &Port { flags: 0, ..port }, &Everything, &Everything);
                 guard(&frame, &port, &Everything);
             }
         }

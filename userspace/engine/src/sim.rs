@@ -139,6 +139,10 @@ impl Tables for Maps<'_> {
     fn is_own(&self, mac: MacAddr) -> bool {
         mac == self.warden.kernel.mac
     }
+
+    fn daemon_lives(&self) -> bool {
+        true
+    }
 }
 
 /// What the verdict has told of a frame.
@@ -596,7 +600,7 @@ impl Net {
                         target_mac: frame.sender_mac,
                         target_ip: frame.sender_ip,
                     }),
-                    Outcome::Shielded { .. } => None,
+                    Outcome::Shielded { .. } | Outcome::Withheld => None,
                     Outcome::Truncated
                     | Outcome::BadHeader
                     | Outcome::BadSender

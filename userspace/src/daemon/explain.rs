@@ -84,6 +84,7 @@ impl Daemon {
             | Outcome::NotAnswering
             | Outcome::Unmanaged
             | Outcome::InactivePort
+            | Outcome::Withheld
             | Outcome::Defended { .. } => format!(
                 "{asked} is passed to the kernel, which has no such address: {}",
                 self.why_silent(key, managed, now)

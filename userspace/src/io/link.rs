@@ -456,6 +456,13 @@ pub fn segment(link: &Link, links: &BTreeMap<u32, Link>) -> Result<Segment, Refu
     Ok(Segment { carrier: at.index, vlan })
 }
 
+/// Whether frames of two interfaces have other tags, so that the same address on both is two addresses.
+pub fn vlans_apart(one: u32, other: u32, links: &BTreeMap<u32, Link>) -> bool {
+    let vlan =
+        |index| links.get(&index).and_then(|link| segment(link, links).ok()).map(|segment| segment.vlan);
+    vlan(one) != vlan(other)
+}
+
 /// The members of a bond.
 pub fn members<'a>(bond: &Link, links: &'a BTreeMap<u32, Link>) -> impl Iterator<Item = &'a Link> {
     let (index, is_bond) = (bond.index, bond.is_kind(&["bond"]));
@@ -1151,6 +1158,7 @@ mod tests {
             assert_eq!(segment(&links[&index], &links), expected);
             assert_eq!(suitable(&links[&index], &links), expected.map(|_| ()));
         }
+        assert!(vlans_apart(1, 2, &links) && vlans_apart(2, 3, &links) && !vlans_apart(3, 3, &links));
     }
 
     #[test]

@@ -167,6 +167,11 @@ impl verdict::Tables for Datapath {
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own.contains(&mac)
     }
+
+    /// It is the one that asks.
+    fn daemon_lives(&self) -> bool {
+        true
+    }
 }
 
 /// Keys here are those of the interface that an address is on, untagged: the program's are worked out from where frames of
