@@ -142,12 +142,24 @@ pub fn traffic_control(ns: &Netns, interface: &str) -> String {
         run(command)
     };
     let disciplines = show(&["qdisc", "show", "dev", interface]);
-    // Without a clsact discipline there is no `egress` to ask for.
+    // Without a clsact discipline there are no sides to ask for.
     let filters = match disciplines.contains("clsact") {
-        true => show(&["filter", "show", "dev", interface, "egress"]),
+        true => ["ingress", "egress"].map(|side| show(&["filter", "show", "dev", interface, side])).concat(),
         false => String::new(),
     };
     disciplines + &filters
+}
+
+/// Numbers of the programs in the filters of a side of an interface (`ingress`, `egress`), in the order of tc.
+pub fn filter_programs(ns: &Netns, interface: &str, side: &str) -> Vec<u32> {
+    let mut command = ns.command("tc");
+    command.args(["filter", "show", "dev", interface, side]);
+    // Without a clsact discipline that is an error.
+    let output = command.output().expect("tc runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    // Such as `… bpf chain 0 handle 0x1 arpwarden_guard direct-action not_in_hw id 17 name … tag … jited`.
+    words.windows(2).filter(|pair| pair[0] == "id").filter_map(|pair| pair[1].parse().ok()).collect()
 }
 
 /// Sends one echo request to `to` with `from` as its source; says whether it was answered in time.

@@ -7,7 +7,7 @@ use std::{io::Write as _, net::Ipv4Addr};
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{names, net::MacAddr, wire::arp::REPLY};
 use arpwarden_tests::{
-    kernel::{XdpPass, egress_programs},
+    kernel::{XdpPass, egress_programs, ingress_programs},
     ms,
     netns::{Host, Netns, ip},
     node::Node,
@@ -266,8 +266,8 @@ fn attach(host: &Host, carrier: &str, mode: &str, works: bool, also: &[&str], wo
 
 /// All that a daemon could have left on an interface, in words.
 fn left_on(host: &Host, carrier: &str) -> String {
-    let tcx = if is_at_least(6, 6) { egress_programs(&host.ns, carrier) } else { Vec::new() };
-    format!("{}\n{}\n{tcx:?}", snapshot(&host.ns), traffic_control(&host.ns, carrier))
+    let programs = [ingress_programs(&host.ns, carrier), egress_programs(&host.ns, carrier)];
+    format!("{}\n{}\n{programs:?}", snapshot(&host.ns), traffic_control(&host.ns, carrier))
 }
 
 /// Asks once, and waits for more than one answer.

@@ -26,7 +26,7 @@ const PLAN: &str = "/plan";
 const MODULES: &str = "/modules/list";
 
 /// Modules that are loaded where the kernel has them as such, with their parameters: no device that nobody asked for.
-const LOADED: [(&str, &str); 17] = [
+const LOADED: [(&str, &str); 18] = [
     ("virtio_pci", ""),
     ("virtio_net", ""),
     ("veth", ""),
@@ -41,6 +41,7 @@ const LOADED: [(&str, &str); 17] = [
     ("sch_ingress", ""),
     ("cls_bpf", ""),
     ("sch_netem", ""),
+    ("e1000", ""),
     ("e1000e", ""),
     ("igb", ""),
     ("vmxnet3", ""),
@@ -296,8 +297,7 @@ fn machine(guest: &Guest<'_>, memory: &Path, console: &Path) -> Command {
     // In the foreground, so that an interrupt at the terminal reaches the machine as well.
     let mut command = process::as_user("timeout");
     command.args(["--foreground", "--kill-after=5", &guest.limit.to_string()]);
-    let taps =
-        guest.network == Network::Kinds && process::succeeds(&mut with_taps("timeout", &["1", "true"]));
+    let taps = guest.network == Network::Kinds && process::succeeds(&mut with_taps("true", &[]));
     if taps {
         let with_taps = with_taps("qemu-system-x86_64", &[]);
         command.arg(with_taps.get_program()).args(with_taps.get_args());
