@@ -375,6 +375,20 @@ fn a_vlan_device_that_goes_down_or_away_takes_its_address_along_and_nobody_elses
 }
 
 #[test]
+fn a_vlan_device_that_is_made_where_tags_are_hidden_is_told_of() {
+    if !kernel_has_them() {
+        return;
+    }
+    let net = Net::cable();
+    net.host(1).tags_beside_the_frame(true);
+    let node = Node::start(net.host(0));
+    let events = node.events();
+    make(&node.host.ns, &[&CUSTOMER], 1);
+    let told = events.wait_for("the warning", ms(10_000), |event| event["event"] == "vlan_tags_hidden");
+    assert_eq!((&told.json["interface"], &told.json["reason"]), (&"eth0".into(), &"eth0.100".into()));
+}
+
+#[test]
 fn a_device_on_another_namespaces_interface_or_with_three_tags_is_refused() {
     let Some(net) = trunk(&[&STACKED]) else { return };
     let host = net.host(0);
