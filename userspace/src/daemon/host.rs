@@ -562,7 +562,9 @@ impl Daemon {
         }
         if !presence.xdp || !presence.guard {
             if presence != before {
-                self.tell(Input::ProgramMissing { index });
+                for index in self.carried_by(index) {
+                    self.tell(Input::ProgramMissing { index });
+                }
                 self.perform();
             }
             // A native program may take the link down: that is for `--attach-now` to say.
