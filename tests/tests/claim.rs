@@ -272,7 +272,9 @@ fn somebody_who_only_asks_for_the_address_while_we_probe_is_no_conflict() {
     let first_claim = seen.iter().position(|frame| !frame.outgoing && frame.says(ip(100), node.host.mac));
     let asked =
         seen.iter().position(|frame| frame.outgoing && frame.is_arp(|arp| arp.target_ip == ip(100).into()));
-    assert!(asked < first_claim, "asked before, answered only after the claim: {seen:?}");
+    assert!(asked < first_claim, "asked before the claim: {seen:?}");
+    let first = &seen[first_claim.expect("announced by now")];
+    assert!(first.is_arp(|arp| arp.form() == Form::Announcement), "answered before the claim: {first:?}");
 }
 
 /// Sends these frames as soon as the node's first probe for 10.7.0.100 is seen, with seconds left until it has sent its

@@ -210,7 +210,11 @@ impl Daemon {
         };
         self.carriers.insert(index, carrier);
         let attached = self.tell_ports(index);
+        let joins_packets = link::joins_packets(&name);
         let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
+        if let Some(carrier) = self.carriers.get_mut(&index) {
+            carrier.lost_offload = joins_packets.lost();
+        }
         if let Err(stop) = attached {
             self.drop_carrier(index);
             return Err(stop);
@@ -241,10 +245,10 @@ impl Daemon {
             }
         }
         self.interfaces.retain(|_, under| *under != index);
-        if let Some(offload) = carrier.offload
-            && let Err(error) = offload.restore()
-        {
-            warn!(interface = carrier.name, "restoring the VLAN offload: {error}");
+        for offload in [carrier.offload, carrier.lost_offload].into_iter().flatten() {
+            if let Err(error) = offload.restore() {
+                warn!(interface = carrier.name, "restoring offloads: {error}");
+            }
         }
     }
 
