@@ -140,11 +140,11 @@ impl<'a> Suite<'a> {
 
 /// The cards of a kernel's guest.
 pub(crate) fn network(kernel: Choice) -> Network {
-    if kernel == Choice::Nics { Network::Kinds } else { Network::Pair }
+    if kernel.is_of_nics() { Network::Kinds } else { Network::Pair }
 }
 
 fn parts(kernel: Choice) -> &'static [Part] {
-    if kernel == Choice::Nics { &NICS } else { &KERNEL }
+    if kernel.is_of_nics() { &NICS } else { &KERNEL }
 }
 
 fn in_guest(name: &str) -> String {
