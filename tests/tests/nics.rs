@@ -1,6 +1,6 @@
 //! Real drivers of network cards, as far as QEMU plays the cards: which mode `auto` picks, that each mode answers or is
 //! refused in words, and that a link which goes down and up again changes nothing. Run by `cargo xtask test --kernel
-//! nics`, whose guest has a pair of cards on one wire for each kind: the card to be tried has an even last byte in its MAC,
+//! nics-6.12`, whose guest has a pair of cards on one wire for each kind: the card to be tried has an even last byte in its MAC,
 //! the virtio card at the other end the next number. Skipped, and said so, where there is no such pair.
 
 use std::{fs, io::Write as _, path::PathBuf};

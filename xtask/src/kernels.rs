@@ -32,7 +32,11 @@ pub(crate) enum Choice {
     /// The newest that Debian serves
     New,
     /// The network cards that QEMU plays, on a 6.1 with their drivers
-    Nics,
+    #[value(name = "nics-6.1")]
+    NicsOld,
+    /// The same on a 6.12
+    #[value(name = "nics-6.12")]
+    NicsNew,
     /// All of the above but `here`
     All,
 }
@@ -46,6 +50,11 @@ impl Choice {
         Self::value_variants().iter().copied().filter(is_meant).collect()
     }
 
+    /// Whether it is about the cards, not the kernel.
+    pub(crate) const fn is_of_nics(self) -> bool {
+        matches!(self, Self::NicsOld | Self::NicsNew)
+    }
+
     /// As on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -55,7 +64,8 @@ impl Choice {
             Self::V6_12 => "6.12",
             Self::V6_18 => "6.18",
             Self::New => "new",
-            Self::Nics => "nics",
+            Self::NicsOld => "nics-6.1",
+            Self::NicsNew => "nics-6.12",
             Self::All => "all",
         }
     }
@@ -70,7 +80,8 @@ impl Choice {
             Self::V6_12 => (&["linux-image-6.12."], "-cloud-amd64"),
             Self::V6_18 => (&["linux-image-6.18."], "-cloud-amd64"),
             Self::New => (&["linux-modules-", "linux-binary-"], "-cloud-amd64"),
-            Self::Nics => (&["linux-image-6.1."], "-amd64"),
+            Self::NicsOld => (&["linux-image-6.1."], "-amd64"),
+            Self::NicsNew => (&["linux-image-6.12."], "-amd64"),
             Self::Here | Self::All => return None,
         })
     }
@@ -357,7 +368,7 @@ mod tests {
     fn all_stands_for_every_guest() {
         let expand = Choice::expand;
         assert_eq!(expand(&[Choice::New, Choice::Here, Choice::New]), [Choice::Here, Choice::New]);
-        assert_eq!(expand(&[Choice::All]).len(), 6);
+        assert_eq!(expand(&[Choice::All]).len(), 7);
         assert!(!expand(&[Choice::All]).contains(&Choice::Here));
         assert!(expand(&[]).is_empty());
     }

@@ -160,7 +160,7 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
         Task::Verifier { kernel, accept } => {
             let mut kernels =
                 Choice::expand(if kernel.is_empty() { &[Choice::Here, Choice::All] } else { &kernel });
-            kernels.retain(|kernel| *kernel != Choice::Nics);
+            kernels.retain(|kernel| !kernel.is_of_nics());
             setup::ensure(&[Set::Build, Set::Test, Set::Guests], yes)?;
             return test::verifier(&kernels, accept);
         }

@@ -209,9 +209,30 @@ impl Daemon {
             ..Carrier::new(name.clone())
         };
         self.carriers.insert(index, carrier);
-        let attached = self.tell_ports(index);
         let joins_packets = link::joins_packets(&name);
-        let attached = attached.and_then(|()| self.datapath.attach(index, &name, mode).map_err(Stop::failed));
+        let attached = self.tell_ports(index).and_then(|()| {
+            let mut attached = self.datapath.attach(index, &name, mode);
+            // Drivers learn it with some kernel (vmxnet3 with 6.6), and may not do it at this MTU or with these queues.
+            if self.attach == cli::Attach::Auto
+                && attached.as_ref().is_err_and(|error| error.is_unsupported())
+            {
+                (mode, price) = (
+                    Mode::Tc,
+                    Some(
+                        "tc, because the driver takes no native program on this kernel, or not as the interface is set \
+                         up now: --attach native tells which",
+                    ),
+                );
+                vlan_tags = self.links.get(&index).map_or(VlanTags::Visible, |link| {
+                    link::vlan_tags(mode, link, &self.links)
+                });
+                if let Some(carrier) = self.carriers.get_mut(&index) {
+                    (carrier.mode, carrier.vlan_tags) = (mode, vlan_tags.name());
+                }
+                attached = self.datapath.attach(index, &name, mode);
+            }
+            attached.map_err(Stop::failed)
+        });
         if let Some(carrier) = self.carriers.get_mut(&index) {
             carrier.lost_offload = joins_packets.lost();
         }

@@ -30,8 +30,8 @@ const KERNEL: [Part; 8] = [
     all("kernels"),
     some("verdict_in_kernel", &["what_the_table_says"]),
     some("guard", &["nothing_leaves_past_the_lease", "nothing_leaves_while_a_frozen_daemon_yields"]),
-    some("adoption", &["killed_in_every_state_what", "a_restart_under_a_flood", "unload_after_a_kill"]),
-    some("vlan", &["tagged_claims_are_no_event", "a_priority_tag"]),
+    some("adoption", &["keep_leaves_everything", "a_restart_under_a_flood", "unload_after_a_kill"]),
+    some("vlan", &["tagged_claims_are_no_event"]),
     some("chaos", &["a_story_of_a_new_seed"]),
     all("vlan_devices"),
     all("bond"),
@@ -140,11 +140,11 @@ impl<'a> Suite<'a> {
 
 /// The cards of a kernel's guest.
 pub(crate) fn network(kernel: Choice) -> Network {
-    if kernel == Choice::Nics { Network::Kinds } else { Network::Pair }
+    if kernel.is_of_nics() { Network::Kinds } else { Network::Pair }
 }
 
 fn parts(kernel: Choice) -> &'static [Part] {
-    if kernel == Choice::Nics { &NICS } else { &KERNEL }
+    if kernel.is_of_nics() { &NICS } else { &KERNEL }
 }
 
 fn in_guest(name: &str) -> String {
