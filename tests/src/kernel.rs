@@ -19,7 +19,7 @@ use arpwarden_common::{
 };
 use aya::maps::{MapData, MapInfo};
 
-use crate::netns::Netns;
+use crate::{netns::Netns, tools::filter_programs};
 
 /// `bpf_cmd` of linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -151,7 +151,7 @@ fn attach_as(ns: &Netns, interface: &str, program: BorrowedFd<'_>, attach_type: 
     ns.enter(|| bpf(BPF_LINK_CREATE, attributes))
 }
 
-/// Numbers of the programs that look at what leaves an interface (tcx), in their order.
+/// Numbers of the programs that look at what leaves an interface (tcx, or filters before Linux 6.6), in their order.
 pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
     tcx_programs(ns, interface, ATTACH_TCX_EGRESS)
 }
@@ -190,6 +190,11 @@ fn tcx_programs(ns: &Netns, interface: &str, attach_type: u32) -> Vec<u32> {
         Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
         // Nothing was ever there.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
+        // Before Linux 6.6 it is a filter.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            let side = if attach_type == ATTACH_TCX_EGRESS { "egress" } else { "ingress" };
+            filter_programs(ns, interface, side)
+        }
         Err(error) => panic!("asking for the tc programs of {interface}: {error}"),
     }
 }

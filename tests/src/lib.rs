@@ -13,6 +13,7 @@ pub mod node;
 pub mod pins;
 pub mod prog_run;
 pub mod tools;
+pub mod verifier;
 pub mod wire;
 
 use std::time::{Duration, Instant};

@@ -39,8 +39,16 @@ impl Pins {
     /// # Panics
     /// If the node has no `eth0`.
     pub fn of(node: &Node<'_>) -> Self {
+        Self::on(node, "eth0")
+    }
+
+    /// Those of a node's daemon, which has run on this interface: what is said of `eth0` below is said of that.
+    ///
+    /// # Panics
+    /// If the node has no such interface.
+    pub fn on(node: &Node<'_>, interface: &str) -> Self {
         let folder = Path::new("/sys/fs/bpf/arpwarden").join(&node.instance);
-        Self { folder, interface: node.host.ns.index_of("eth0").expect("eth0") }
+        Self { folder, interface: node.host.ns.index_of(interface).expect("the interface") }
     }
 
     /// What the program knows of an address on `eth0`.

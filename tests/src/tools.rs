@@ -1,6 +1,7 @@
 //! Tools that we did not write: iproute2, iputils, the other arping, tshark.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     net::Ipv4Addr,
     path::PathBuf,
@@ -77,6 +78,19 @@ fn json(ns: &Netns, program: &str, arguments: &[&str]) -> Vec<Value> {
     value.as_array().expect("an array").clone()
 }
 
+/// Whether the running kernel can make what these lines of `ip -batch` make; says loudly what it lacks if not.
+pub fn kernel_makes(what: &str, lines: &str) -> bool {
+    let ns = Netns::new();
+    let mut command = ns.command("ip");
+    command.args(["-batch", "-"]);
+    let made = output_with_input(&mut command, lines.as_bytes()).status.success();
+    if !made {
+        // Past the capture of the test harness, so that whoever runs all tests counts it.
+        let _ = writeln!(std::io::stderr(), "skipped: the running kernel has no {what}");
+    }
+    made
+}
+
 /// Addresses on `eth0` with their prefix length, in order.
 pub fn addresses(ns: &Netns) -> Vec<(Ipv4Addr, u64)> {
     addresses_on(ns, "eth0")
@@ -101,6 +115,29 @@ pub fn addresses_on(ns: &Netns, interface: &str) -> Vec<(Ipv4Addr, u64)> {
 pub fn mac_of(ns: &Netns, interface: &str) -> MacAddr {
     let link = json(ns, "ip", &["link", "show", "dev", interface]);
     mac(link.first().and_then(|link| link["address"].as_str()).expect("a MAC"))
+}
+
+/// The offloads of a host's `eth0`, as ethtool tells them: `on` or `off`.
+pub fn offloads(host: &Host) -> BTreeMap<String, String> {
+    let mut command = host.ns.command("ethtool");
+    command.args(["-k", "eth0"]);
+    let text = run(command);
+    let one = |line: &str| {
+        let (name, value) = line.trim().split_once(": ")?;
+        Some((name.to_owned(), value.split(' ').next()?.to_owned()))
+    };
+    let all: BTreeMap<_, _> = text.lines().filter_map(one).collect();
+    assert!(["generic-receive-offload", "large-receive-offload"].iter().all(|name| all.contains_key(*name)));
+    all
+}
+
+/// Names of the offloads that are not as they were.
+pub fn different(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
+    before
+        .iter()
+        .filter(|(name, value)| now.get(*name) != Some(value))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// Links, addresses, routes and attached programs of a namespace, in words that stay the same while they do.
@@ -129,12 +166,24 @@ pub fn traffic_control(ns: &Netns, interface: &str) -> String {
         run(command)
     };
     let disciplines = show(&["qdisc", "show", "dev", interface]);
-    // Without a clsact discipline there is no `egress` to ask for.
+    // Without a clsact discipline there are no sides to ask for.
     let filters = match disciplines.contains("clsact") {
-        true => show(&["filter", "show", "dev", interface, "egress"]),
+        true => ["ingress", "egress"].map(|side| show(&["filter", "show", "dev", interface, side])).concat(),
         false => String::new(),
     };
     disciplines + &filters
+}
+
+/// Numbers of the programs in the filters of a side of an interface (`ingress`, `egress`), in the order of tc.
+pub fn filter_programs(ns: &Netns, interface: &str, side: &str) -> Vec<u32> {
+    let mut command = ns.command("tc");
+    command.args(["filter", "show", "dev", interface, side]);
+    // Without a clsact discipline that is an error.
+    let output = command.output().expect("tc runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    // Such as `… bpf chain 0 handle 0x1 arpwarden_guard direct-action not_in_hw id 17 name … tag … jited`.
+    words.windows(2).filter(|pair| pair[0] == "id").filter_map(|pair| pair[1].parse().ok()).collect()
 }
 
 /// Sends one echo request to `to` with `from` as its source; says whether it was answered in time.

@@ -277,6 +277,24 @@ impl Wire {
     }
 }
 
+/// Sends a frame from an interface with a header that tells the kernel how much of it is to be linear, if it is longer
+/// than a page: the rest is in fragments.
+///
+/// # Errors
+/// The kernel's; ENOBUFS where a program on the way out has dropped the frame.
+///
+/// # Panics
+/// If there can be no such socket.
+pub fn offer_in_pieces(ns: &Netns, interface: &str, frame: &[u8], linear: u16) -> io::Result<()> {
+    /// `PACKET_VNET_HDR` of linux/if_packet.h.
+    const HEADER_IN_FRONT: i32 = 15;
+    let wire = Wire::open(ns, interface);
+    set(&wire.socket, libc::SOL_PACKET, HEADER_IN_FRONT, 1);
+    // linux/virtio_net.h, `struct virtio_net_hdr`: flags, gso_type, then hdr_len and three more of 16 bits.
+    let [l0, l1] = linear.to_ne_bytes();
+    wire.offer(&[&[0, 0, l0, l1, 0, 0, 0, 0, 0, 0][..], frame].concat())
+}
+
 fn set(socket: &OwnedFd, level: i32, option: i32, value: i32) {
     // SAFETY: pointer and length belong to `value`, alive during the call.
     let done = unsafe {

@@ -11,7 +11,7 @@ use arpwarden_tests::{
     kernel::XdpPass,
     netns::{Host, Net, Netns, ip, stranger},
     node::{Event, Events, Node},
-    tools::{addresses_on, has_address, learn, mac_of, run, wait_for_neighbour},
+    tools::{addresses_on, has_address, kernel_makes, learn, mac_of, run, wait_for_neighbour},
     wait_for,
     wire::{Captured, Wire, announcement, bytes, marker, probe, reply, request},
 };
@@ -21,8 +21,8 @@ const SOON: Duration = Duration::from_secs(5);
 /// The plan of the profile `rfc5227` ends after two seconds.
 const PLAN: Duration = Duration::from_secs(10);
 
-const ON_BRIDGE: &[&str] = &["--iface", "br0", "--attach", "generic"];
-const ON_MACVLAN: &[&str] = &["--iface", "m0", "--attach", "generic"];
+const ON_BRIDGE: &[&str] = &["--iface", "br0", "--attach"];
+const ON_MACVLAN: &[&str] = &["--iface", "m0", "--attach"];
 /// Of a virtual router (RFC 9568 §7.3), as a macvlan made by keepalived's `use_vmac` has it.
 const VIRTUAL: MacAddr = MacAddr::new([0, 0, 0x5e, 0, 1, 0x33]);
 const MACVLAN: MacAddr = MacAddr::new([0x02, 0xaa, 0, 0, 7, 1]);
@@ -68,7 +68,7 @@ impl Bridged {
 
     /// A node on the bridge whose address 10.7.0.100 has gone through its plan.
     fn settled(&self, defend: &str) -> (Node<'_>, Ipv4Addr) {
-        settled(&self.host, ON_BRIDGE, "br0", defend)
+        settled(&self.host, &[ON_BRIDGE, &["tc"]].concat(), "br0", defend)
     }
 }
 
@@ -167,8 +167,18 @@ fn assert_undisturbed(node: &Node<'_>, address: Ipv4Addr) {
 
 #[test]
 fn an_address_on_a_bridge_is_registered_there_answered_and_announced_out_of_every_port() {
+    announced_out_of_every_port("tc");
+}
+
+#[test]
+fn an_address_on_a_bridge_is_registered_there_answered_and_announced_in_generic_mode() {
+    announced_out_of_every_port("generic");
+}
+
+fn announced_out_of_every_port(mode: &str) {
     let bridged = Bridged::new(3);
-    let node = Node::start_with(&bridged.host, ON_BRIDGE);
+    let node = Node::start_with(&bridged.host, &[ON_BRIDGE, &[mode]].concat());
+    assert_eq!(node.status()["interfaces"][0]["attach_mode"], mode);
     let wires: Vec<Wire> = bridged.far.iter().map(Host::wire).collect();
     node.cli(&["online", "10.7.0.100/24", "--iface", "br0"]).expect(0);
     assert!(addresses_on(&bridged.host.ns, "br0").contains(&(ip(100), 24)));
@@ -237,7 +247,7 @@ fn a_container_behind_our_bridge_that_has_the_address_is_a_rival() {
     let container = behind_a_port(&bridged.host.ns, 8);
     container.ns.ip("address add 10.7.0.100/24 dev eth0");
     bridged.wait_until_heard(&container);
-    let node = Node::start_with(&bridged.host, ON_BRIDGE);
+    let node = Node::start_with(&bridged.host, &[ON_BRIDGE, &["tc"]].concat());
     node.cli(&["online", "10.7.0.100/24", "--iface", "br0"]).expect(3).naming(container.mac);
     assert!(!addresses_on(&bridged.host.ns, "br0").contains(&(ip(100), 24)));
     // Nor does it get one unnoticed that is ours.
@@ -291,19 +301,28 @@ fn an_address_on_a_macvlan_is_registered_there_answered_and_announced_with_its_m
     let host = net.host(0);
     macvlan(host, MACVLAN);
     host.ns.sysctl("ipv4/conf/eth0/arp_ignore", "1");
-    answered_on_the_macvlan(&net, MACVLAN);
+    answered_on_the_macvlan(&net, MACVLAN, "tc");
+}
+
+#[test]
+fn an_address_on_a_macvlan_is_registered_there_answered_and_announced_in_generic_mode() {
+    let net = Net::new(2);
+    let host = net.host(0);
+    macvlan(host, MACVLAN);
+    host.ns.sysctl("ipv4/conf/eth0/arp_ignore", "1");
+    answered_on_the_macvlan(&net, MACVLAN, "generic");
 }
 
 #[test]
 fn an_address_on_a_macvlan_with_a_virtual_routers_mac_is_answered_and_announced_with_that() {
     let net = Net::new(2);
     virtual_router(net.host(0));
-    answered_on_the_macvlan(&net, VIRTUAL);
+    answered_on_the_macvlan(&net, VIRTUAL, "tc");
 }
 
-fn answered_on_the_macvlan(net: &Net, mac: MacAddr) {
+fn answered_on_the_macvlan(net: &Net, mac: MacAddr, mode: &str) {
     let (host, client) = (net.host(0), net.host(1));
-    let node = Node::start_with(host, ON_MACVLAN);
+    let node = Node::start_with(host, &[ON_MACVLAN, &[mode]].concat());
     let wire = client.wire();
     let done = node.cli(&["online", "10.7.0.100/24", "--iface", "m0"]).expect(0).naming(mac);
     assert!(!done.err.contains("arp_ignore"), "{done:?}");
@@ -321,7 +340,9 @@ fn the_interface_below_a_macvlan_would_answer_too_and_is_named() {
     let net = Net::new(2);
     let host = net.host(0);
     macvlan(host, MACVLAN);
-    let node = Node::start_with(host, ON_MACVLAN);
+    // It is on the same wire, whether it has an address of the same subnet or none.
+    host.ns.ip("address flush dev eth0");
+    let node = Node::start_with(host, &[ON_MACVLAN, &["tc"]].concat());
     node.cli(&["online", "10.7.0.100/24", "--iface", "m0"]).expect(0).naming("eth0").naming("arp_ignore");
     let lease = ["online", "10.7.0.101/24", "--iface", "m0", "--lease", "30"];
     node.cli(&lease).expect(1).naming("eth0").naming("--allow-flux");
@@ -415,7 +436,7 @@ fn the_second_card_on_the_segment_is_a_sibling_and_no_rival() {
 fn a_peer_with_the_same_virtual_mac_is_an_echo_and_a_physical_mac_is_a_rival() {
     let net = Net::new(2);
     virtual_router(net.host(0));
-    let (node, address) = settled(net.host(0), ON_MACVLAN, "m0", "hold");
+    let (node, address) = settled(net.host(0), &[ON_MACVLAN, &["tc"]].concat(), "m0", "hold");
     let events = node.events();
     let wire = net.host(1).wire();
     for claim in [announcement(VIRTUAL, address), request(VIRTUAL, address, ip(2)), probe(VIRTUAL, address)] {
@@ -439,7 +460,7 @@ fn a_virtual_mac_is_a_rival_of_an_address_with_a_physical_one_though_another_of_
     let net = Net::new(2);
     let host = net.host(0);
     virtual_router(host);
-    let both = ["--iface", "eth0", "--iface", "m0", "--attach", "generic"];
+    let both = ["--iface", "eth0", "--iface", "m0", "--attach", "tc"];
     let (node, physical) = settled(host, &both, "eth0", "hold");
     node.cli(&["online", "10.7.0.101/24", "--iface", "m0", "--profile", "rfc5227"]).expect(0);
     let events = node.events();
@@ -465,4 +486,40 @@ fn an_address_that_a_virtual_router_elsewhere_has_is_taken_though_a_macvlan_here
     node.cli(&["probe", "10.7.0.100", "--iface", "eth0"]).expect(3).naming(VIRTUAL);
     node.try_online(100, &[]).expect(3).naming(VIRTUAL);
     assert!(!has_address(&host.ns, ip(100)));
+}
+
+#[test]
+fn a_container_on_a_macvlan_of_our_interface_does_not_answer_a_second_time() {
+    for mode in ["native", "tc"] {
+        let net = Net::new(2);
+        let (host, container) = (net.host(0), Netns::new());
+        host.ns.ip(&format!(
+            "link add link eth0 name m0 address {MACVLAN} type macvlan mode bridge\n\
+             link set m0 netns {} name eth0",
+            container.path().display()
+        ));
+        container.ip("link set eth0 up\naddress add 10.7.0.100/24 dev eth0");
+        let client = net.host(1);
+        wait_for("the container to answer", SOON, || {
+            let wire = client.wire();
+            wire.send(&bytes(&request(client.mac, client.ip, ip(100))));
+            wire.next(std::time::Instant::now() + SOON / 50).filter(|frame| frame.says(ip(100), MACVLAN))
+        });
+        // The kernel lets an interface and what stands on it not hear each other, so the claim is not heard to be one.
+        let node = Node::start_with(host, &["--iface", "eth0", "--attach", mode]);
+        node.online(100);
+        one_answer(client, ip(100), host.ip, host.mac);
+    }
+}
+
+#[test]
+fn a_port_of_a_team_is_refused_and_the_team_is_named() {
+    if !kernel_makes("teams", "link add team0 type team\n") {
+        return;
+    }
+    let net = Net::new(1);
+    let host = net.host(0);
+    host.ns.ip("link add team0 type team\nlink add a7 type veth peer name b7\nlink set a7 master team0");
+    let node = Node::start(host);
+    node.cli(&["online", "10.7.0.100/24", "--iface", "a7"]).expect(1).naming("team0");
 }

@@ -1,15 +1,18 @@
 //! Claiming: what stands in the way is found before anything is done, or undone and repaired at once.
 
-use std::{net::Ipv4Addr, sync::Barrier, time::Duration};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Barrier, time::Duration};
 
-use arpwarden_common::wire::arp::{Form, REQUEST};
+use arpwarden_common::{
+    net::{MacAddr, Vlan},
+    wire::arp::{Form, Outgoing, REQUEST},
+};
 use arpwarden_tests::{
     ms,
     netns::{Host, Net, ip, stranger},
-    node::{Node, finish, program},
+    node::{Done, Node, finish, program},
     tools::{addresses, decode, has_address, learn, neighbour, neighbours, snapshot},
     wait_for,
-    wire::{Captured, boot_ns, bytes, probe, reply, request},
+    wire::{Captured, announcement, boot_ns, bytes, probe, reply, request},
 };
 
 /// Gives a plain Linux host an address, without a word on the wire.
@@ -159,7 +162,7 @@ fn a_claim_in_the_window_after_the_first_announcement_rolls_back() {
     let tap = net.tap(0);
     // A rival that only ever answers others: heard because its reply is flooded.
     let mut lie = reply(stranger(4), address, net.host(2).mac, ip(3));
-    lie.destination = arpwarden_common::net::MacAddr::BROADCAST;
+    lie.destination = MacAddr::BROADCAST;
     net.host(1).wire().send(&bytes(&lie));
     let event = events.wait_for("the roll-back", ms(2_000), |event| event["event"] == "rolled_back");
     assert_eq!(event.json["claimant"], stranger(4).to_string());
@@ -248,6 +251,8 @@ fn another_hosts_probe_while_ours_are_under_way_is_a_conflict() {
         claim.join().expect("a thread that does not panic").expect(3).naming(stranger(2));
     });
     assert!(!has_address(&node.host.ns, ip(100)));
+    // Whoever only probes has nothing to answer with.
+    assert_eq!(claims(&node.settled(&tap), node.host, ip(100)), 0);
 }
 
 #[test]
@@ -267,7 +272,112 @@ fn somebody_who_only_asks_for_the_address_while_we_probe_is_no_conflict() {
     let first_claim = seen.iter().position(|frame| !frame.outgoing && frame.says(ip(100), node.host.mac));
     let asked =
         seen.iter().position(|frame| frame.outgoing && frame.is_arp(|arp| arp.target_ip == ip(100).into()));
-    assert!(asked < first_claim, "asked before, answered only after the claim: {seen:?}");
+    assert!(asked < first_claim, "asked before the claim: {seen:?}");
+    let first = &seen[first_claim.expect("announced by now")];
+    assert!(first.is_arp(|arp| arp.form() == Form::Announcement), "answered before the claim: {first:?}");
+}
+
+/// Sends these frames as soon as the node's first probe for 10.7.0.100 is seen, with seconds left until it has sent its
+/// last one; how the claim ends, and what it was after the frames.
+fn claim_meanwhile(net: &Net, node: &Node<'_>, frames: &[Outgoing]) -> (Done, Option<String>) {
+    let tap = net.tap(0);
+    std::thread::scope(|scope| {
+        let claim = scope.spawn(|| node.try_online(100, &["--profile", "rfc5227"]));
+        tap.wait_for("our probe", ms(5_000), |frame| {
+            !frame.outgoing && frame.is_arp(|arp| arp.form() == Form::Probe)
+        });
+        for frame in frames {
+            tap.send(&bytes(frame));
+        }
+        node.settled(&tap);
+        let state = node.state(ip(100));
+        (claim.join().expect("a thread that does not panic"), state)
+    })
+}
+
+#[test]
+fn what_does_not_say_that_another_host_has_the_address_ends_no_claim() {
+    let net = Net::new(2);
+    let node = Node::start(net.host(0));
+    let (us, address, events) = (node.host.mac, ip(100), node.events());
+    let (done, state) = claim_meanwhile(
+        &net,
+        &node,
+        &[
+            // A poll, and one for somebody else.
+            Outgoing { destination: us, ..probe(stranger(1), address) },
+            Outgoing { destination: stranger(9), ..probe(stranger(2), address) },
+            // Nobody's reply.
+            reply(stranger(3), Ipv4Addr::UNSPECIFIED, us, address),
+            // A probe on behalf of another, as broken proxies send it, and one of nobody.
+            Outgoing { source: stranger(9), ..probe(stranger(4), address) },
+            probe(MacAddr::ZERO, address),
+            // Our own MAC: the probe come back, and a router that answers with what it has learnt from it.
+            probe(us, address),
+            Outgoing { source: stranger(9), ..reply(us, address, us, ip(1)) },
+            // Somebody looks for the address.
+            request(stranger(5), ip(2), address),
+            // What no host can have sent.
+            announcement(MacAddr::new([1, 0, 0x5e, 0, 0, 1]), address),
+        ],
+    );
+    assert_eq!(state.as_deref(), Some("probing"), "all of it came in time");
+    done.expect(0);
+    let seen = events.collect_until("the claim's end", ms(2_000), |event| {
+        event["event"] == "state" && event["to"] == "announcing"
+    });
+    assert!(seen.iter().all(|event| event.json["event"] != "conflict"), "{seen:?}");
+}
+
+#[test]
+fn whatever_says_that_another_host_has_the_address_ends_the_claim_and_is_named() {
+    let net = Net::new(2);
+    let node = Node::start(net.host(0));
+    let (us, address) = (node.host.mac, ip(100));
+    let reply_form = |mac| Outgoing::announcement_reply(mac, Vlan::UNTAGGED, address.into());
+    for frame in [
+        announcement(stranger(1), address),
+        reply_form(stranger(2)),
+        Outgoing { target_mac: MacAddr::ZERO, ..reply_form(stranger(3)) },
+        // An answer to our probe: of its owner, or of a router that answers for all that it has a route to.
+        reply(stranger(4), address, us, Ipv4Addr::UNSPECIFIED),
+        // What the owner says to others, and a switch to us.
+        reply(stranger(5), address, stranger(9), ip(9)),
+        Outgoing { destination: stranger(9), ..request(stranger(6), address, ip(9)) },
+        request(stranger(7), address, ip(9)),
+        Outgoing { source: stranger(9), ..announcement(stranger(8), address) },
+        probe(stranger(10), address),
+    ] {
+        claim_meanwhile(&net, &node, &[frame]).0.expect(3).naming(frame.sender_mac);
+        assert!(!has_address(&node.host.ns, address), "{frame:?}");
+    }
+}
+
+#[test]
+fn of_two_hosts_that_come_up_at_the_same_moment_with_hundreds_of_addresses_one_gets_each() {
+    let net = Net::new(2);
+    let nodes = [Node::start(net.host(0)), Node::start(net.host(1))];
+    let all: Vec<Ipv4Addr> = (1..=200).map(|last| Ipv4Addr::new(10, 8, 0, last)).collect();
+    let lines: String = all.iter().map(|address| format!("{address}/24\n")).collect();
+    let start = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for node in &nodes {
+            scope.spawn(|| {
+                start.wait();
+                let done = node.cli_with_input(&["online", "-", "--iface", "eth0", "--wait", "15"], &lines);
+                assert!([0, 3].contains(&done.code), "{done:?}");
+            });
+        }
+    });
+    let owned = nodes.each_ref().map(|node| {
+        let status = node.status();
+        let entries = status["addresses"].as_array().expect("addresses").clone();
+        let ours = entries.into_iter().filter(|entry| entry["may_answer"] == true);
+        ours.map(|entry| entry["address"].as_str().expect("text").to_owned()).collect::<BTreeSet<_>>()
+    });
+    let both: Vec<_> = owned[0].intersection(&owned[1]).collect();
+    assert!(both.is_empty(), "{both:?}");
+    assert_eq!(owned[0].len() + owned[1].len(), all.len(), "none is left over");
 }
 
 #[test]

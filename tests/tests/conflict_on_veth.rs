@@ -59,6 +59,20 @@ fn whoever_announces_replies_or_asks_in_our_name_is_reported_with_form_and_both_
         (reply(stranger(4), address, node.host.mac, ip(1)), "reply", "reply"),
         (to_all(request(stranger(5), address, ip(3))), "request", "request"),
         (relayed, "announcement", "request"),
+        // Whatever target MAC it names, and whomever else it is for.
+        (
+            Outgoing { target_mac: node.host.mac, ..announcement(stranger(7), address) },
+            "announcement",
+            "request",
+        ),
+        (Outgoing { target_mac: MacAddr::ZERO, ..reply_form(stranger(8)) }, "announcement", "reply"),
+        (Outgoing { target_mac: MacAddr::BROADCAST, ..reply_form(stranger(9)) }, "announcement", "reply"),
+        (reply(stranger(10), address, stranger(98), ip(98)), "reply", "reply"),
+        (
+            Outgoing { destination: stranger(98), ..request(stranger(11), address, ip(98)) },
+            "request",
+            "request",
+        ),
     ];
     for (number, (frame, form, operation)) in claims.iter().enumerate() {
         let sent_ns = wire.send(&bytes(frame));
@@ -233,18 +247,59 @@ fn a_foreign_probe_for_our_address_is_answered_reported_and_no_conflict() {
 }
 
 #[test]
+fn a_unicast_probe_is_a_poll_that_is_answered_and_told_to_nobody() {
+    let net = Net::new(2);
+    let (node, address) = settled_node(&net, "yield");
+    let (events, wire) = (node.events(), net.host(1).wire());
+    wire.send(&bytes(&Outgoing { destination: node.host.mac, ..probe(stranger(1), address) }));
+    let answer =
+        wire.wait_for("the answer", ms(1_000), |frame| !frame.outgoing && frame.says(address, node.host.mac));
+    assert!(answer.is_arp(|arp| arp.target_ip.is_unspecified() && arp.destination == stranger(1)));
+    // Of the two the second one alone is told.
+    wire.send(&bytes(&probe(stranger(2), address)));
+    let event = events.wait_for("the probe", ms(2_000), |event| event["event"] == "probe_seen").json;
+    assert_eq!(event["claimant"], stranger(2).to_string());
+    assert_eq!(node.counter(address, "probes"), 1);
+    assert_eq!(node.counter(address, "claims"), 0);
+}
+
+#[test]
+fn a_fabric_that_answers_our_announcement_is_an_echo_with_our_mac_and_a_rival_with_its_own() {
+    let net = Net::new(2);
+    let (node, address) = settled_node(&net, "hold");
+    let (events, wire) = (node.events(), net.host(1).wire());
+    let fabric = stranger(1);
+    // From its own MAC, with ours inside: it has learnt who has the address.
+    let ours = reply(node.host.mac, address, node.host.mac, address);
+    wire.send(&bytes(&Outgoing { source: fabric, ..ours }));
+    let event = events.wait_for("the echo", ms(2_000), |event| event["event"] == "echo").json;
+    assert_eq!(
+        (&event["claimant"], &event["ethernet_source"]),
+        (&ours.sender_mac.to_string().into(), &fabric.to_string().into())
+    );
+    assert_eq!(node.counter(address, "claims"), 0);
+    wire.send(&bytes(&reply(fabric, address, node.host.mac, address)));
+    conflict(&events, fabric);
+}
+
+#[test]
 fn a_question_in_our_name_is_a_claim_and_its_target_stays_unanswered_by_us() {
     let net = Net::new(2);
     let node = Node::start(net.host(0));
     let address = node.online(100);
     let events = node.events();
     let tap = net.tap(0);
-    // Who-has with sender = target, but a foreign MAC: no question. Linux would answer it.
-    net.host(1).wire().send(&bytes(&announcement(stranger(1), address)));
-    conflict(&events, stranger(1));
+    // Who-has with sender = target, but a foreign MAC: no question. Linux would answer it. The first one turns into our
+    // defence, the second one comes when none is due.
+    for claimant in [stranger(1), stranger(2)] {
+        net.host(1).wire().send(&bytes(&announcement(claimant, address)));
+        conflict(&events, claimant);
+    }
     let seen = node.settled(&tap);
     let answers = seen.iter().filter(|frame| {
-        !frame.outgoing && frame.is_arp(|arp| arp.operation == REPLY && arp.destination == stranger(1))
+        !frame.outgoing
+            && frame
+                .is_arp(|arp| arp.operation == REPLY && [stranger(1), stranger(2)].contains(&arp.destination))
     });
     assert_eq!(answers.count(), 0, "{seen:?}");
 }

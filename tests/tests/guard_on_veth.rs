@@ -1,10 +1,5 @@
 //! The guard on a real interface: whatever way a frame is sent, and however it lies in the kernel's memory.
 
-use std::{
-    io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-};
-
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
     abi::Counter,
@@ -16,7 +11,7 @@ use arpwarden_tests::{
     ms,
     netns::{Netns, stranger},
     prog_run::Loaded,
-    wire::{Wire, marker},
+    wire::{Wire, marker, offer_in_pieces},
 };
 
 /// Longer than a page: of such a frame the kernel puts no more than it is told to into the linear part.
@@ -78,7 +73,7 @@ fn each_fares_as_the_table_says(send: impl Fn(&Netns, &[u8]) -> Vec<u8>) {
 #[test]
 fn a_packet_socket_does_not_get_past_the_guard() {
     each_fares_as_the_table_says(|host, frame| {
-        host.enter(|| send_in_pieces(frame, 0));
+        kept_in_or_sent(host, frame, 0);
         frame.to_vec()
     });
 }
@@ -89,43 +84,15 @@ fn a_frame_whose_arp_is_in_a_fragment_does_not_get_past_the_guard() {
         each_fares_as_the_table_says(|host, frame| {
             let mut long = frame.to_vec();
             long.resize(LONG, 0);
-            host.enter(|| send_in_pieces(&long, linear));
+            kept_in_or_sent(host, &long, linear);
             long
         });
     }
 }
 
-/// Sends a frame by a packet socket on eth0 with a header that tells the kernel how much of it is to be linear, if it is
-/// longer than a page.
-fn send_in_pieces(frame: &[u8], linear: u16) {
-    const PACKET_VNET_HDR: i32 = 15;
-    // SAFETY: plain system calls with values, and buffers of our own with their lengths.
-    unsafe {
-        let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
-        assert!(socket >= 0, "a packet socket: {}", io::Error::last_os_error());
-        let socket = OwnedFd::from_raw_fd(socket);
-        let on = 1_i32;
-        let length = u32::try_from(size_of::<i32>()).expect("small");
-        let (level, option) = (libc::SOL_PACKET, PACKET_VNET_HDR);
-        let done = libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), length);
-        assert_eq!(done, 0, "PACKET_VNET_HDR: {}", io::Error::last_os_error());
-        let mut to: libc::sockaddr_ll = std::mem::zeroed();
-        to.sll_family = u16::try_from(libc::AF_PACKET).expect("small");
-        to.sll_ifindex = i32::try_from(libc::if_nametoindex(c"eth0".as_ptr())).expect("small");
-        // linux/virtio_net.h, `struct virtio_net_hdr`: flags, gso_type, then hdr_len and three more of 16 bits.
-        let [l0, l1] = linear.to_ne_bytes();
-        let message = [&[0, 0, l0, l1, 0, 0, 0, 0, 0, 0][..], frame].concat();
-        let sent = libc::sendto(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-            (&raw const to).cast(),
-            u32::try_from(size_of::<libc::sockaddr_ll>()).expect("small"),
-        );
-        // What the guard keeps in is an error to the sender.
-        let error = io::Error::last_os_error();
-        let kept_in = sent < 0 && error.raw_os_error() == Some(libc::ENOBUFS);
-        assert!(kept_in || usize::try_from(sent).ok() == Some(message.len()), "{error}");
+/// Sends a frame of which so much is linear. What the guard keeps in is an error to the sender.
+fn kept_in_or_sent(host: &Netns, frame: &[u8], linear: u16) {
+    if let Err(error) = offer_in_pieces(host, "eth0", frame, linear) {
+        assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS), "{error}");
     }
 }

@@ -346,6 +346,24 @@ fn a_new_mac_is_answered_with_from_the_next_frame_on_and_the_old_one_is_no_rival
 }
 
 #[test]
+fn a_mac_that_was_ours_is_a_rivals_again_when_its_time_is_over() {
+    let net = Net::new(2);
+    let (node, address) = settled(&net, NATIVE);
+    let (events, tap, old) = (node.events(), net.tap(0), node.host.mac);
+    node.host.ns.ip("link set eth0 address 02:cc:00:00:00:07");
+    let changed = named(&events, "mac_changed");
+    wait_for("the old MAC to be somebody else's", Duration::from_secs(30), || {
+        tap.send(&bytes(&announcement(old, address)));
+        // A claim is told once; what comes back in the meantime is an echo.
+        (node.counter(address, "claims") > 0).then_some(())
+    });
+    let conflict = named(&events, "conflict");
+    assert_eq!(conflict.json["claimant"], old.to_string());
+    let after = Duration::from_nanos(conflict.read_ns - changed.read_ns);
+    assert!(after > Duration::from_secs(9), "after {after:?}");
+}
+
+#[test]
 fn a_renamed_interface_goes_on_under_its_new_name() {
     let net = Net::new(2);
     let (node, address) = settled(&net, NATIVE);

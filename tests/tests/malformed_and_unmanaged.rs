@@ -41,6 +41,13 @@ fn every_malformed_frame_passes_byte_for_byte_and_is_counted_by_what_is_wrong_wi
         (Counter::Truncated, &|frame| frame[..28].to_vec()),
         (Counter::Truncated, &|frame| frame[..41].to_vec()),
         (Counter::BadHeader, &|frame| with(frame.to_vec(), HARDWARE_TYPE, &[0, 32])),
+        // ARP as on InfiniBand (RFC 4391 §6): hardware addresses of 20 bytes.
+        (Counter::BadHeader, &|frame| {
+            let long = |mac: &[u8]| [&[0, 0, 0, 1, 0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0][..], mac].concat();
+            let header = [&frame[..14], &[0, 32, 8, 0, 20, 4], &frame[20..22]].concat();
+            let sender = [long(&frame[22..28]), frame[28..32].to_vec()].concat();
+            [header, sender, long(&frame[32..38]), frame[38..42].to_vec()].concat()
+        }),
         (Counter::BadHeader, &|frame| with(frame.to_vec(), PROTOCOL_TYPE, &[0x86, 0xdd])),
         (Counter::BadHeader, &|frame| with(frame.to_vec(), HARDWARE_LENGTH, &[8])),
         (Counter::BadHeader, &|frame| with(frame.to_vec(), PROTOCOL_LENGTH, &[16])),

@@ -348,3 +348,20 @@ fn a_daemon_that_may_not_start_leaves_no_files() {
     node.signal(libc::SIGTERM);
     assert_eq!(node.wait_for_end(ms(10_000)), 0);
 }
+
+#[test]
+fn a_native_program_on_a_veth_whose_answers_may_be_lost_is_warned_of_and_never_chosen() {
+    let net = Net::without_peer_programs(2);
+    let node = Node::start(net.host(0));
+    wait_for("the warning", ms(2_000), || {
+        node.log().contains("its answers are lost unless the peer carries an XDP program").then_some(())
+    });
+    let address = node.online(100);
+    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "1"], address).code, 1, "nothing comes back");
+    drop(node);
+
+    let node = Node::start_with(net.host(0), &["--iface", "eth0"]);
+    assert_ne!(node.status()["interfaces"][0]["attach_mode"], "native");
+    let address = node.online(101);
+    assert_eq!(arping(net.host(1), &["-c", "1", "-w", "2"], address).code, 0);
+}

@@ -10,6 +10,7 @@ use arpwarden_tests::{
     node::Node,
     tools::{addresses, arping, has_address, run},
     wait_for,
+    wire::{bytes, request},
 };
 
 /// How long a change may take to be noticed and acted on, on two cores with other tests on them.
@@ -230,4 +231,53 @@ fn with_arp_ignore_one_host_gives_one_answer() {
     assert_eq!(ended.code, 0, "{}", ended.said);
     assert!(ended.said.to_lowercase().contains(&host.mac.to_string()), "{}", ended.said);
     assert!(!ended.said.to_lowercase().contains("02:aa:00:00:09:01"), "{}", ended.said);
+}
+
+#[test]
+fn an_address_that_somebody_moves_to_another_interface_is_answered_there_and_nowhere_else() {
+    let net = Net::new(2);
+    let host = net.host(0);
+    let _pass = second_interface(&net);
+    let node = Node::start(host);
+    let address = node.online_with(100, &["--on-removed", "give-up", "--profile", "rfc5227"]);
+    node.wait_for_state(address, "online", Duration::from_secs(10));
+    host.ns.ip("address delete 10.7.0.100/24 dev eth0\naddress add 10.7.0.100/32 dev eth9");
+    node.wait_for_state(address, "lost", SOON);
+    wait_for("the port to forward", SOON, || {
+        (arping(net.host(1), &["-c", "1", "-w", "1"], address).code == 0).then_some(())
+    });
+    let wire = net.host(1).wire();
+    wire.send(&bytes(&request(net.host(1).mac, ip(2), address)));
+    // Both interfaces of the kernel have answered this when they have answered what was asked before.
+    wire.send(&bytes(&request(net.host(1).mac, ip(2), ip(1))));
+    let mut of_the_kernel = 0;
+    let seen = wire.collect_until("both answers for its own address", SOON, |frame| {
+        of_the_kernel += u8::from(!frame.outgoing && frame.is_arp(|arp| arp.sender_ip == ip(1).into()));
+        of_the_kernel == 2
+    });
+    let by: Vec<String> = seen
+        .iter()
+        .filter(|frame| !frame.outgoing)
+        .filter_map(|frame| frame.arp())
+        .filter(|arp| arp.sender_ip == address.into())
+        .map(|arp| arp.sender_mac.to_string())
+        .collect();
+    assert_eq!(by, ["02:aa:00:00:09:01"], "{seen:?}");
+    assert!(node.counter(address, "shielded") >= 1);
+}
+
+#[test]
+fn the_hosts_own_primary_address_can_be_taken_over_and_given_up() {
+    let net = Net::new(2);
+    let host = net.host(0);
+    host.ns.ip("address add 10.7.0.90/24 dev eth0");
+    let node = Node::start(host);
+    node.try_online(1, &[]).expect(3).naming("--adopt");
+    node.online_with(1, &["--adopt"]);
+    assert_eq!(ask(&net, 0, ip(1)).len(), 1);
+    assert_eq!(node.counter(ip(1), "answered"), 1, "by the program");
+    node.cli(&["offline", "10.7.0.1"]).expect(0);
+    assert!(!has_address(&host.ns, ip(1)));
+    // The kernel would have taken its secondary along.
+    assert!(has_address(&host.ns, ip(90)));
 }

@@ -28,7 +28,7 @@ use crate::{
         clock::{self, Timer},
         dice::KernelDice,
         link,
-        netlink::Netlink,
+        netlink::{LocalAddress, Netlink},
     },
 };
 
@@ -109,9 +109,11 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let links = netlink.links().await.map_err(Stop::failed)?;
     let link = find_link(&links, name)?;
     let mac = link.mac.ok_or_else(|| Stop::failed(anyhow!("{name} has no MAC")))?;
-    if let Some(local) =
-        netlink.addresses().await.map_err(Stop::failed)?.iter().find(|local| local.address == address)
-    {
+    let here = netlink.addresses().await.map_err(Stop::failed)?;
+    let is_taken = |local: &&LocalAddress| {
+        local.address == address && !link::vlans_apart(local.index, link.index, &links)
+    };
+    if let Some(local) = here.iter().find(is_taken) {
         let place = links.get(&local.index).map_or("an interface", |link| &link.name);
         println!("{address} on {name}: taken: configured on {place} of this host");
         return Ok(Exit::Taken);

@@ -1,5 +1,6 @@
 //! Builds, and where the results are: Cargo says it, nothing is guessed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -65,12 +66,36 @@ pub(crate) fn daemon_that_omits() -> Result<PathBuf> {
     Ok(copy)
 }
 
+/// The daemon and some test programs that need root.
+pub(crate) struct Programs {
+    pub(crate) daemon: PathBuf,
+    /// By name.
+    pub(crate) tests: BTreeMap<String, PathBuf>,
+}
+
+/// Builds the test programs with these names, and the daemon beside them.
+pub(crate) fn test_programs<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Programs> {
+    let mut daemon = process::cargo();
+    let daemon =
+        only(executables(daemon.arg("build").args(PACKAGES).args(["--bin", "arpwarden"]))?, "daemon")?;
+    let mut tests = process::cargo();
+    tests.arg("test").args(PACKAGES).arg("--no-run");
+    for name in names {
+        tests.args(["--test", name]);
+    }
+    let tests = executables(&mut tests)?.into_iter().map(|built| (built.name, built.path)).collect();
+    Ok(Programs { daemon, tests })
+}
+
 /// Builds the test program `name`, and the daemon beside it, and returns its path.
 pub(crate) fn test_program(name: &str) -> Result<PathBuf> {
-    let mut daemon = process::cargo();
-    executables(daemon.arg("build").args(PACKAGES).args(["--bin", "arpwarden"]))?;
-    let mut test = process::cargo();
-    only(executables(test.arg("test").args(PACKAGES).args(["--test", name, "--no-run"]))?, "test program")
+    let Programs { mut tests, .. } = test_programs([name])?;
+    tests.remove(name).with_context(|| format!("cargo named no test program {name}"))
+}
+
+/// Whether there is a test program of this name.
+pub(crate) fn has_test_program(name: &str) -> bool {
+    process::repository().join(PRIVILEGED).join("tests").join(name).with_extension("rs").exists()
 }
 
 /// The tests in documentation: Cargo alone knows how to run them.
@@ -90,6 +115,7 @@ pub(crate) fn benchmark() -> Result<PathBuf> {
 
 /// An executable that Cargo has built.
 struct Executable {
+    name: String,
     path: PathBuf,
     folder: PathBuf,
     /// Whether it is built to be tested, with the harness of tests inside.
@@ -109,7 +135,8 @@ fn executables(cargo: &mut Command) -> Result<Vec<Executable>> {
             && let Some(folder) = message["manifest_path"].as_str().and_then(|path| Path::new(path).parent())
         {
             let test = message["profile"]["test"].as_bool() == Some(true);
-            found.push(Executable { path: path.into(), folder: folder.into(), test });
+            let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+            found.push(Executable { name, path: path.into(), folder: folder.into(), test });
         }
     }
     Ok(found)

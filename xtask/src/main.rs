@@ -4,12 +4,15 @@
 
 mod build;
 mod demo;
+mod guest;
+mod kernels;
 mod lab;
 mod leftovers;
 mod lint;
 mod process;
 mod setup;
 mod test;
+mod verifier;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -18,6 +21,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::kernels::Choice;
 use crate::setup::Set;
 
 #[derive(Parser)]
@@ -58,6 +62,9 @@ enum Task {
     Test {
         /// Only tests whose names contain this
         filter: Option<String>,
+        /// On other kernels, in guests of QEMU; may be named several times. Without it: on the running one
+        #[arg(long, value_name = "KERNEL", value_delimiter = ',')]
+        kernel: Vec<Choice>,
     },
     /// Play a story in which everything goes wrong, and watch the wire; a seed tells the same story again
     Chaos {
@@ -67,6 +74,15 @@ enum Task {
         /// Which story; a new one if it is left out
         #[arg(long, value_name = "S")]
         seed: Option<u64>,
+    },
+    /// What the verifiers of the kernels make of the programs: a table, compared with the last accepted figures
+    Verifier {
+        /// Whose; without it: of the running kernel and of all guests
+        #[arg(long, value_name = "KERNEL", value_delimiter = ',')]
+        kernel: Vec<Choice>,
+        /// Accept the figures
+        #[arg(long)]
+        accept: bool,
     },
     /// Measure: nanoseconds per frame, and bulk TCP through the interface
     Bench,
@@ -91,6 +107,9 @@ enum RootPart {
 }
 
 fn main() -> ExitCode {
+    if guest::init::is_meant() {
+        return guest::init::run().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let Arguments { yes, task } = Arguments::parse();
     match perform(yes, task) {
         Ok(code) => code,
@@ -125,13 +144,25 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
             let arguments: [&OsStr; 3] = ["as-root".as_ref(), "demo".as_ref(), daemon.as_ref()];
             return Err(process::become_root(&own, arguments));
         }
-        Task::Test { filter } => {
-            setup::ensure(&[Set::Build, Set::Test], yes)?;
-            return test::run(filter.as_deref());
+        Task::Test { filter, kernel } => {
+            let kernels = if kernel.is_empty() { vec![Choice::Here] } else { Choice::expand(&kernel) };
+            let sets: &[Set] = match kernels.iter().all(|kernel| *kernel == Choice::Here) {
+                true => &[Set::Build, Set::Test],
+                false => &[Set::Build, Set::Test, Set::Guests],
+            };
+            setup::ensure(sets, yes)?;
+            return test::run(filter.as_deref(), &kernels);
         }
         Task::Chaos { steps, seed } => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;
             test::chaos(steps, seed)?;
+        }
+        Task::Verifier { kernel, accept } => {
+            let mut kernels =
+                Choice::expand(if kernel.is_empty() { &[Choice::Here, Choice::All] } else { &kernel });
+            kernels.retain(|kernel| !kernel.is_of_nics());
+            setup::ensure(&[Set::Build, Set::Test, Set::Guests], yes)?;
+            return test::verifier(&kernels, accept);
         }
         Task::Bench => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;

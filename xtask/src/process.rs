@@ -28,6 +28,11 @@ pub(crate) fn is_root() -> bool {
     Uid::effective().is_root()
 }
 
+/// Whether the commands of [`as_user`] run as root.
+pub(crate) fn user_is_root() -> bool {
+    is_root() && user_behind_sudo().is_none()
+}
+
 /// The user behind sudo: builds are theirs. `None` when this process is not root, or is root by itself.
 fn user_behind_sudo() -> Option<User> {
     if !is_root() {

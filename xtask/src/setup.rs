@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::kernels::Lists;
 use crate::process;
 
 /// The bpf-linker that goes with LLVM 22 and 23; it must be at least as new as the compiler's LLVM.
@@ -25,6 +26,8 @@ pub(crate) enum Set {
     Demo,
     /// Tests and benchmarks: the demonstration's, and tools that check us from outside.
     Test,
+    /// Other kernels: QEMU, and what makes a guest of them.
+    Guests,
     /// Format and lints.
     Lint,
     /// The dependency rules.
@@ -47,6 +50,7 @@ enum Cure {
     RustupComponent(&'static str),
     CargoDeny,
     KernelModules,
+    Qemu,
     /// Nothing here can get it: the text says what a person can do.
     ByHand(&'static str),
 }
@@ -156,6 +160,14 @@ const TEST_TOOLS: [Tool; 5] = [
     ("ldd", &["libc-bin"], "tells whether an unpacked tool would start"),
 ];
 
+const GUEST_TOOLS: [Tool; 5] = [
+    ("xz", &["xz-utils"], "unpacks kernel modules"),
+    ("strip", &["binutils"], "keeps guests small"),
+    ("tc", &["iproute2"], "looks at filters in guests"),
+    ("unshare", &["util-linux"], "makes namespaces in guests"),
+    ("timeout", &["coreutils"], "ends a guest that hangs"),
+];
+
 fn look(sets: &[Set]) -> Vec<Missing> {
     let mut missing = Vec::new();
     if sets.contains(&Set::Build) {
@@ -192,6 +204,17 @@ fn look(sets: &[Set]) -> Vec<Missing> {
             });
         }
         missing.extend(look_at_kernel());
+    }
+    if sets.contains(&Set::Guests) {
+        let tools = GUEST_TOOLS.iter().filter(|(name, ..)| process::find(name).is_none());
+        missing.extend(tools.map(|&(what, packages, why)| Missing {
+            what,
+            why,
+            cure: Cure::Packages(packages),
+        }));
+        if process::find("qemu-system-x86_64").is_none() {
+            missing.push(Missing { what: "QEMU", why: "runs other kernels", cure: Cure::Qemu });
+        }
     }
     if sets.contains(&Set::Lint) {
         let tools: [(_, _, &[&str]); 2] =
@@ -325,6 +348,10 @@ impl Cure {
             Self::RustupComponent(component) => format!("`rustup component add {component}`"),
             Self::CargoDeny => "`cargo install cargo-deny` (some minutes)".into(),
             Self::KernelModules => "`modprobe --all veth bridge`".into(),
+            Self::Qemu if is_bookworm() => {
+                format!("the package {QEMU} of bookworm-backports; apt's own sources stay as they are")
+            }
+            Self::Qemu => format!("the package {QEMU}"),
             Self::ByHand(what) => (*what).into(),
         }
     }
@@ -349,6 +376,7 @@ fn get(missing: Vec<Missing>) -> Result<()> {
             | Cure::RustupComponent(_)
             | Cure::CargoDeny
             | Cure::KernelModules
+            | Cure::Qemu
             | Cure::ByHand(_) => {}
         }
     }
@@ -376,6 +404,7 @@ fn get(missing: Vec<Missing>) -> Result<()> {
                     "this kernel has neither built in: tests and demonstration need another kernel",
                 )?;
             }
+            Cure::Qemu => get_qemu(&mut apt)?,
             Cure::Packages(_) | Cure::ByHand(_) => {}
         }
     }
@@ -419,6 +448,25 @@ fn get_linker(apt: &mut Apt) -> Result<()> {
         "bpf-linker is built against LLVM: install LLVM 22's or 23's development files, or cargo-binstall, which \
          fetches a finished one"
     })
+}
+
+const QEMU: &str = "qemu-system-x86";
+
+fn is_bookworm() -> bool {
+    fs::read_to_string("/etc/os-release")
+        .is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
+}
+
+/// On Debian 12 from its backports: its own QEMU lacks cards, and would remove a `qemu-utils` of backports.
+fn get_qemu(apt: &mut Apt) -> Result<()> {
+    ensure!(has_apt(), "this machine has no apt-get: install QEMU for x86_64 by hand");
+    if !is_bookworm() {
+        return apt.install(&["--no-remove", QEMU]);
+    }
+    let lists = Lists::of_qemu()?;
+    let mut command = lists.apt_as_root("apt-get")?;
+    command.args(["--quiet", "--yes", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", "--no-remove"]);
+    process::run(command.args(["--target-release=bookworm-backports", "install", QEMU]))
 }
 
 /// Debian's packages. The lists are read anew at most once, and only when something is not found in them.

@@ -368,7 +368,7 @@ impl Daemon {
             // In another VLAN it is another address.
             let names: Vec<String> = places
                 .keys()
-                .filter(|index| !self.is_other_vlan(**index, key.interface))
+                .filter(|index| !link::vlans_apart(**index, key.interface, &self.links))
                 .map(|index| self.interface_name(*index))
                 .collect();
             if names.is_empty() {
@@ -386,11 +386,6 @@ impl Daemon {
                 "on the interface already; remove it first, or take it over with --adopt".to_owned(),
             )
         })
-    }
-
-    /// Whether two interfaces are VLANs apart: at least one is a VLAN device.
-    fn is_other_vlan(&self, one: u32, other: u32) -> bool {
-        self.datapath.segment(one).vlan != self.datapath.segment(other).vlan
     }
 
     fn submit(&mut self, pending: Pending, input: impl FnOnce(RequestId) -> Input) {
