@@ -43,9 +43,14 @@ fn is_at_least(major: u8, minor: u8) -> bool {
     KernelVersion::current().expect("the version of the kernel") >= KernelVersion::new(major, minor, 0)
 }
 
-/// Which kernels take a program: frames of several buffers are Linux 5.18's, everything else is for all.
+/// Which kernels take a program: frames of several buffers are Linux 5.18's, atomic operations with a result 5.12's,
+/// everything else is for all.
 fn taken_since(program: &str) -> Since {
-    if program == names::XDP_FRAGS { Since::Linux(5, 18) } else { Since::Ever }
+    match program {
+        names::XDP_FRAGS => Since::Linux(5, 18),
+        names::XDP | names::TC => Since::Linux(5, 12),
+        _ => Since::Ever,
+    }
 }
 
 #[test]

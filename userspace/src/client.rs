@@ -13,7 +13,7 @@ use crate::{
     cli,
     exit::Exit,
     instance::Instance,
-    protocol::{GroupName, How, Request, Response, Status},
+    protocol::{GroupName, How, KernelStatus, MissingFeature, Request, Response, Status},
 };
 
 /// Says an error of the command as a whole.
@@ -339,8 +339,9 @@ fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {
             missing(interface.guard, "guard"),
         )?;
     }
-    for lost in &status.degraded {
-        writeln!(out, "not on this kernel: {lost}")?;
+    let KernelStatus { release, missing } = &status.kernel;
+    for MissingFeature { feature, since, instead } in missing {
+        writeln!(out, "kernel {release} lacks {feature} (Linux {since}): {instead}")?;
     }
     let bold = |text: &str| {
         if io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }

@@ -376,8 +376,28 @@ pub struct Status {
     pub addresses: Vec<AddressStatus>,
     /// Frames by outcome, and what happened beside it; the names are those of `abi::Counter`.
     pub counters: std::collections::BTreeMap<String, u64>,
-    /// What this kernel lacks, in words; empty where nothing is missed.
-    pub degraded: Vec<String>,
+    /// The kernel that runs.
+    pub kernel: KernelStatus,
+}
+
+/// The kernel in `status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KernelStatus {
+    /// As `uname -r` says it.
+    pub release: String,
+    /// What it lacks; empty where nothing is missed.
+    pub missing: Vec<MissingFeature>,
+}
+
+/// Something that a kernel lacks, in `status --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MissingFeature {
+    /// What it is.
+    pub feature: String,
+    /// The first version of Linux that has it.
+    pub since: String,
+    /// What is done instead, or what is not done.
+    pub instead: String,
 }
 
 /// An interface in `status --json`.

@@ -26,6 +26,7 @@ use crate::{
     events::vlan_ids,
     exit::Exit,
     io::{
+        bpf::kernel_release,
         clock,
         control::{Command, Reply},
         link::{self, Link},
@@ -33,7 +34,7 @@ use crate::{
     },
     protocol::{
         self, AddressStatus, AddressStatusCounters, AskerStatus, GroupName, How, InterfaceStatus,
-        RegisterWay, Request, Response, Status,
+        KernelStatus, MissingFeature, RegisterWay, Request, Response, Status,
     },
 };
 
@@ -497,19 +498,19 @@ impl Daemon {
                 },
             });
         }
-        let mut degraded = Vec::new();
-        if !self.datapath.multi_buffer() {
-            degraded.push(
-                "multi-buffer XDP (Linux 5.18): native attach is refused at an MTU above a page".to_owned(),
-            );
-        }
+        let missing = self.datapath.lacks().into_iter().map(|lack| MissingFeature {
+            feature: lack.feature.to_owned(),
+            since: lack.since.to_owned(),
+            instead: lack.instead.to_owned(),
+        });
+        let kernel = KernelStatus { release: kernel_release(), missing: missing.collect() };
         Ok(Status {
             instance: self.instance.name().to_owned(),
             observe: self.observe,
             interfaces,
             addresses,
             counters,
-            degraded,
+            kernel,
         })
     }
 

@@ -125,10 +125,11 @@ impl Datapath {
     /// several the best that this kernel takes.
     pub(super) fn want(&mut self, mode: Mode) -> Result<(), LoadError> {
         let (names, pin): (&[_], _) = match mode {
-            // The flag for multi-buffer frames is EINVAL before Linux 5.18. If it was something else, the second program
-            // meets it as well.
-            Mode::Native | Mode::Generic => (&[names::XDP_FRAGS, names::XDP], "xdp"),
-            Mode::Tc => (&[names::TC], "tc"),
+            // The flag for multi-buffer frames is EINVAL before Linux 5.18, and so are atomic operations with a result
+            // before 5.12, which the kernel refuses before it has walked a step. If it was something else, the last
+            // program meets it as well.
+            Mode::Native | Mode::Generic => (&[names::XDP_FRAGS, names::XDP, names::XDP_BASIC], "xdp"),
+            Mode::Tc => (&[names::TC, names::TC_BASIC], "tc"),
         };
         if self.responder(mode).is_some() {
             return Ok(());

@@ -4,6 +4,7 @@ mod adopt;
 mod attach;
 mod error;
 mod events;
+mod lacks;
 mod layout;
 mod load;
 mod pins;
@@ -36,6 +37,7 @@ pub use error::{
 };
 use events::Source;
 pub use events::{EventReader, Logger, Undecodable};
+pub use lacks::{Lack, kernel_release};
 pub use layout::Shape;
 pub use load::missing_capabilities;
 pub use pins::{Pins, PinsError};
