@@ -310,7 +310,7 @@ pub struct Port {
     pub mac: MacAddr,
     /// Index of the logical interface, the one in [`AddressKey`]: the bond for a bond member, else itself.
     pub interface: u32,
-    /// [`Port::ACCEPT`], [`Port::OBSERVE`].
+    /// [`Port::ACCEPT`], [`Port::OBSERVE`], [`Port::MEMBER`].
     pub flags: u32,
     /// The move budget: defences of an address allowed in `moves_window_s`, 1..=[`MOVES`]; 0 for no budget.
     pub moves: u32,
@@ -325,6 +325,9 @@ impl Port {
     /// Flag: everything is decided, counted and reported, and every frame passes as it was, in and out. Conflicts
     /// are left to user space: the program cannot have defended what it does not answer for.
     pub const OBSERVE: u32 = 2;
+    /// Flag: one of several of its interface, of which one may be used at a time. Once the daemon was not [heard
+    /// lately](Control::heard) nobody tells the program which, so frames are not acted on: the kernel behind it knows.
+    pub const MEMBER: u32 = 4;
     /// No port.
     pub const VACANT: Self = Self { mac: MacAddr::ZERO, interface: 0, flags: 0, moves: 0, moves_window_s: 0 };
 

@@ -109,6 +109,8 @@ pub enum Kind {
     InactivePortClaim,
     InactivePortReply,
     InactivePortByZeroMac,
+    Member,
+    MemberOfTheDead,
     UnknownPort,
     NotArp,
     BehindThreeTags,
@@ -340,7 +342,7 @@ pub const COLUMNS: [Column; 64] = [
 /// Kind, why the row is as it is, and a cell for each of [`COLUMNS`], the plain ones and those that have a name: first what becomes of the frame (see
 /// [`outcome`]), then what it tells (see [`sees`]).
 #[rustfmt::skip]
-const TABLE: [(Kind, &str, &str, &str); 59] = [
+const TABLE: [(Kind, &str, &str, &str); 61] = [
     //   -- w  wl p  pl a  al o  ol c  cl y  yl s  sl r  rl x  xl o+ l+ a- l- o- l- c- l-   (x: lost)
     //   group: o- l- l+ l+ l- wl pl  fallen: o l l  observed  hold: - F F F F - - - - F - F - - -  leave  once: F - X F F -  yield: X X -
     (Kind::Request, "whoever asks for an address that may answer gets an answer; where it may not, a local one is silent",
@@ -509,6 +511,12 @@ const TABLE: [(Kind, &str, &str, &str); 59] = [
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I.",
         "I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I. I."),
     (Kind::InactivePortByZeroMac, "what the program would not answer elsewhere it does not keep from the kernel here",
+        "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
+        "I. D. I. I. D. I. D. I. D. I. I. D. I. I. I. I. I. I. I. I. I. I. I. I. D. D. I. I. I. I. I. I. I. I. I. I. D."),
+    (Kind::Member, "an active bond member answers like every port while a daemon lives",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
+    (Kind::MemberOfTheDead, "which member is the active one a dead daemon does not tell, so the kernel answers",
         "I. I. I. I. D. I. I. I. I. I. I. I. D. I. D. I. D. I. D. I. I. I. D. I. D. I. D.",
         "I. D. I. I. D. I. D. I. D. I. I. D. I. I. I. I. I. I. I. I. I. I. I. I. D. D. I. I. I. I. I. I. I. I. I. I. D."),
     (Kind::UnknownPort, "a port that user space has not named is not acted on",
@@ -863,9 +871,19 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         pad: 0,
         pad_end: 0,
     });
-    let flags = if is_on_inactive_port(kind) { 0 } else { Port::ACCEPT };
+    let flags = if matches!(kind, Kind::Member | Kind::MemberOfTheDead) {
+        Port::ACCEPT | Port::MEMBER
+    } else if is_on_inactive_port(kind) {
+        0
+    } else {
+        Port::ACCEPT
+    };
     let port = (kind != Kind::UnknownPort).then_some(flags);
-    let world = world(port, column, address_vlan);
+    let heard = match kind == Kind::Member {
+        true => Some(1),
+        false => column.heard.filter(|_| kind != Kind::MemberOfTheDead),
+    };
+    let world = world(port, Column { heard, ..column }, address_vlan);
     let asker =
         asks(kind).filter(|_| column.state.is_some() && vlan == address_vlan && !defended).map(|asks| {
             let follows = asks.by_unicast && first == b'A';
@@ -943,6 +961,7 @@ fn asks(kind: Kind) -> Option<Asks> {
     let (second, by_unicast) = match kind {
         Kind::RequestToOurMac | Kind::RequestToPortMac => (false, true),
         Kind::Request
+        | Kind::Member
         | Kind::RequestUnpadded
         | Kind::RequestFlooded
         | Kind::RequestToGroup
@@ -996,6 +1015,7 @@ fn asks(kind: Kind) -> Option<Asks> {
         | Kind::InactivePortClaim
         | Kind::InactivePortReply
         | Kind::InactivePortByZeroMac
+        | Kind::MemberOfTheDead
         | Kind::UnknownPort
         | Kind::NotArp
         | Kind::BehindThreeTags => return None,
@@ -1016,6 +1036,7 @@ fn form(kind: Kind) -> Form {
         | Kind::EchoOfPortAnnouncing
         | Kind::SiblingAnnouncing => Form::Announcement,
         Kind::Request
+        | Kind::Member
         | Kind::RequestUnpadded
         | Kind::RequestToOurMac
         | Kind::RequestToPortMac
@@ -1056,6 +1077,7 @@ fn form(kind: Kind) -> Form {
         | Kind::InactivePortClaim
         | Kind::InactivePortReply
         | Kind::InactivePortByZeroMac
+        | Kind::MemberOfTheDead
         | Kind::UnknownPort
         | Kind::NotArp
         | Kind::BehindThreeTags => panic!("{kind:?} has no event"),
@@ -1166,7 +1188,9 @@ const GROUP_MAC: [u8; 6] = [0x01, 0x00, 0x5e, 0, 0, 1];
 
 fn recipe(kind: Kind) -> Recipe {
     match kind {
-        Kind::Request | Kind::InactivePort | Kind::UnknownPort => REQUEST,
+        Kind::Request | Kind::InactivePort | Kind::Member | Kind::MemberOfTheDead | Kind::UnknownPort => {
+            REQUEST
+        }
         Kind::InactivePortToOurMac => Recipe { destination: OUR_MAC, ..REQUEST },
         Kind::InactivePortProbe => PROBE,
         Kind::InactivePortFlooded => Recipe { destination: OTHER_MAC, ..REQUEST },

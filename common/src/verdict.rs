@@ -180,7 +180,7 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
     tables: &T,
     witness: &W,
 ) -> Outcome<T::Place> {
-    if port.flags & Port::ACCEPT == 0 {
+    if port.flags & Port::ACCEPT == 0 || port.flags & Port::MEMBER != 0 && !tables.daemon_lives() {
         return inactive(frame, port, tables);
     }
     let look_up =
@@ -270,7 +270,7 @@ fn nonsense(frame: &Frame) -> bool {
 }
 
 /// Decides on a frame that came in on a port that is not acted on: a bond's member that is not its active one, as far as
-/// the daemon has told.
+/// the daemon has told, or any once it tells no more.
 ///
 /// It may have become the active one a moment ago, so the kernel behind it may answer while the other one's program still
 /// does. As long as a daemon lives, which says before long which port counts, what would be answered on such a port is

@@ -1,6 +1,7 @@
 //! Tools that we did not write: iproute2, iputils, the other arping, tshark.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     net::Ipv4Addr,
     path::PathBuf,
@@ -114,6 +115,29 @@ pub fn addresses_on(ns: &Netns, interface: &str) -> Vec<(Ipv4Addr, u64)> {
 pub fn mac_of(ns: &Netns, interface: &str) -> MacAddr {
     let link = json(ns, "ip", &["link", "show", "dev", interface]);
     mac(link.first().and_then(|link| link["address"].as_str()).expect("a MAC"))
+}
+
+/// The offloads of a host's `eth0`, as ethtool tells them: `on` or `off`.
+pub fn offloads(host: &Host) -> BTreeMap<String, String> {
+    let mut command = host.ns.command("ethtool");
+    command.args(["-k", "eth0"]);
+    let text = run(command);
+    let one = |line: &str| {
+        let (name, value) = line.trim().split_once(": ")?;
+        Some((name.to_owned(), value.split(' ').next()?.to_owned()))
+    };
+    let all: BTreeMap<_, _> = text.lines().filter_map(one).collect();
+    assert!(["generic-receive-offload", "large-receive-offload"].iter().all(|name| all.contains_key(*name)));
+    all
+}
+
+/// Names of the offloads that are not as they were.
+pub fn different(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
+    before
+        .iter()
+        .filter(|(name, value)| now.get(*name) != Some(value))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// Links, addresses, routes and attached programs of a namespace, in words that stay the same while they do.

@@ -340,6 +340,8 @@ fn the_interface_below_a_macvlan_would_answer_too_and_is_named() {
     let net = Net::new(2);
     let host = net.host(0);
     macvlan(host, MACVLAN);
+    // It is on the same wire, whether it has an address of the same subnet or none.
+    host.ns.ip("address flush dev eth0");
     let node = Node::start_with(host, &[ON_MACVLAN, &["tc"]].concat());
     node.cli(&["online", "10.7.0.100/24", "--iface", "m0"]).expect(0).naming("eth0").naming("arp_ignore");
     let lease = ["online", "10.7.0.101/24", "--iface", "m0", "--lease", "30"];

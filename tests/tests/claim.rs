@@ -272,21 +272,26 @@ fn somebody_who_only_asks_for_the_address_while_we_probe_is_no_conflict() {
     let first_claim = seen.iter().position(|frame| !frame.outgoing && frame.says(ip(100), node.host.mac));
     let asked =
         seen.iter().position(|frame| frame.outgoing && frame.is_arp(|arp| arp.target_ip == ip(100).into()));
-    assert!(asked < first_claim, "asked before, answered only after the claim: {seen:?}");
+    assert!(asked < first_claim, "asked before the claim: {seen:?}");
+    let first = &seen[first_claim.expect("announced by now")];
+    assert!(first.is_arp(|arp| arp.form() == Form::Announcement), "answered before the claim: {first:?}");
 }
 
-/// Sends these frames as soon as the node's first probe for 10.7.0.100 is seen; how the claim ends.
-fn claim_meanwhile(net: &Net, node: &Node<'_>, frames: &[Outgoing]) -> Done {
+/// Sends these frames as soon as the node's first probe for 10.7.0.100 is seen, with seconds left until it has sent its
+/// last one; how the claim ends, and what it was after the frames.
+fn claim_meanwhile(net: &Net, node: &Node<'_>, frames: &[Outgoing]) -> (Done, Option<String>) {
     let tap = net.tap(0);
     std::thread::scope(|scope| {
-        let claim = scope.spawn(|| node.try_online(100, &[]));
+        let claim = scope.spawn(|| node.try_online(100, &["--profile", "rfc5227"]));
         tap.wait_for("our probe", ms(5_000), |frame| {
             !frame.outgoing && frame.is_arp(|arp| arp.form() == Form::Probe)
         });
         for frame in frames {
             tap.send(&bytes(frame));
         }
-        claim.join().expect("a thread that does not panic")
+        node.settled(&tap);
+        let state = node.state(ip(100));
+        (claim.join().expect("a thread that does not panic"), state)
     })
 }
 
@@ -295,7 +300,7 @@ fn what_does_not_say_that_another_host_has_the_address_ends_no_claim() {
     let net = Net::new(2);
     let node = Node::start(net.host(0));
     let (us, address, events) = (node.host.mac, ip(100), node.events());
-    let done = claim_meanwhile(
+    let (done, state) = claim_meanwhile(
         &net,
         &node,
         &[
@@ -316,6 +321,7 @@ fn what_does_not_say_that_another_host_has_the_address_ends_no_claim() {
             announcement(MacAddr::new([1, 0, 0x5e, 0, 0, 1]), address),
         ],
     );
+    assert_eq!(state.as_deref(), Some("probing"), "all of it came in time");
     done.expect(0);
     let seen = events.collect_until("the claim's end", ms(2_000), |event| {
         event["event"] == "state" && event["to"] == "announcing"
@@ -342,7 +348,7 @@ fn whatever_says_that_another_host_has_the_address_ends_the_claim_and_is_named()
         Outgoing { source: stranger(9), ..announcement(stranger(8), address) },
         probe(stranger(10), address),
     ] {
-        claim_meanwhile(&net, &node, &[frame]).expect(3).naming(frame.sender_mac);
+        claim_meanwhile(&net, &node, &[frame]).0.expect(3).naming(frame.sender_mac);
         assert!(!has_address(&node.host.ns, address), "{frame:?}");
     }
 }

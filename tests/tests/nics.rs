@@ -10,7 +10,7 @@ use arpwarden_tests::{
     ms,
     netns::{Host, Netns, ip},
     node::Node,
-    tools::{arping, mac, xdp_program},
+    tools::{arping, different, mac, offloads, xdp_program},
     wait_for,
 };
 use aya::util::KernelVersion;
@@ -85,9 +85,12 @@ fn each_mode_is_as_expected(card: &Card) {
             assert_eq!(xdp_program(&host.ns, "eth0"), None, "{what}");
             continue;
         }
+        let before = offloads(&host);
         node.run(&["--iface", "eth0", "--attach", mode]);
         let status = node.status();
         assert_eq!(status["interfaces"][0]["attach_mode"], picked, "{what}: {status}");
+        let changed = different(&before, &offloads(&host));
+        tell(&format!("offloads: {} in mode {picked} changes {changed:?}", described(card)));
         // A driver that sets its rings up anew has no link for a while.
         wait_for("the link after attaching", ms(30_000), || carries(&host).then_some(()));
         let address = node.online(100);
@@ -110,6 +113,7 @@ fn each_mode_is_as_expected(card: &Card) {
         node.signal(libc::SIGTERM);
         assert_eq!(node.wait_for_end(ms(30_000)), 0, "{what}; the log: {}", node.log());
         assert_eq!(xdp_program(&host.ns, "eth0"), None, "{what}");
+        assert_eq!(different(&before, &offloads(&host)), [""; 0], "{what}: offloads that did not come back");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Frames of every length and in every shape of the kernel's memory, on interfaces for long frames; and what becomes of
 //! an interface's own settings while the program is on it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use arpwarden_common::{
     net::MacAddr,
@@ -12,7 +12,7 @@ use arpwarden_tests::{
     ms,
     netns::{Host, Net, Netns, ip, stranger},
     node::Node,
-    tools::run,
+    tools::{different, offloads, run},
     wait_for,
     wire::{Captured, Wire, announcement, bytes, marker, offer_in_pieces, request},
 };
@@ -253,29 +253,6 @@ fn a_frame_cut_at_any_place_inside_the_arp_packet_passes_as_it_is_in_tc_mode() {
     frames_cut_short(TC);
 }
 
-/// The offloads of an interface, as ethtool tells them.
-fn offloads(host: &Host) -> BTreeMap<String, String> {
-    let mut command = host.ns.command("ethtool");
-    command.args(["-k", "eth0"]);
-    let text = run(command);
-    let one = |line: &str| {
-        let (name, value) = line.trim().split_once(": ")?;
-        Some((name.to_owned(), value.split(' ').next()?.to_owned()))
-    };
-    let all: BTreeMap<_, _> = text.lines().filter_map(one).collect();
-    assert!(["generic-receive-offload", "large-receive-offload"].iter().all(|name| all.contains_key(*name)));
-    all
-}
-
-/// Names of the offloads that are not as they were.
-fn changed(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<String> {
-    before
-        .iter()
-        .filter(|(name, value)| now.get(*name) != Some(value))
-        .map(|(name, _)| name.clone())
-        .collect()
-}
-
 fn settings_stay(arguments: &[&str], of_the_peer: impl Fn(&str) -> bool) {
     for receive_offload in ["on", "off"] {
         let jumbo = Jumbo::new();
@@ -288,8 +265,8 @@ fn settings_stay(arguments: &[&str], of_the_peer: impl Fn(&str) -> bool) {
         let mut node = Node::start_with(&jumbo.host, arguments);
         node.online(100);
         let during = hosts.map(offloads);
-        assert_eq!(changed(&before[0], &during[0]), [""; 0], "while the program is there");
-        let at_the_peer = changed(&before[1], &during[1]);
+        assert_eq!(different(&before[0], &during[0]), [""; 0], "while the program is there");
+        let at_the_peer = different(&before[1], &during[1]);
         assert!(at_the_peer.iter().all(|name| of_the_peer(name)), "at the peer: {at_the_peer:?}");
         println!("at the peer, with receive offload {receive_offload}: {at_the_peer:?}");
         node.signal(libc::SIGTERM);

@@ -11,6 +11,7 @@ use arpwarden_tests::{
     ms,
     netns::{Net, Netns, stranger},
     node::Node,
+    pins::Pins,
     tools::{addresses_on, kernel_makes, mac_of, pings_from, run},
     wait_for,
     wire::{Captured, Wire, announcement, bytes, marker, probe, request},
@@ -372,6 +373,36 @@ fn a_vlan_device_that_goes_down_or_away_takes_its_address_along_and_nobody_elses
     node.host.ns.ip("link set eth0 down\n");
     wait("eth0.100", Some("suspended"));
     wait("eth0.200", Some("suspended"));
+}
+
+#[test]
+fn a_vlan_device_that_is_made_where_tags_are_hidden_is_told_of() {
+    if !kernel_has_them() {
+        return;
+    }
+    let net = Net::cable();
+    net.host(1).tags_beside_the_frame(true);
+    let node = Node::start(net.host(0));
+    let events = node.events();
+    make(&node.host.ns, &[&CUSTOMER], 1);
+    let told = events.wait_for("the warning", ms(10_000), |event| event["event"] == "vlan_tags_hidden");
+    assert_eq!((&told.json["interface"], &told.json["reason"]), (&"eth0".into(), &"eth0.100".into()));
+}
+
+#[test]
+fn what_may_not_answer_leaves_its_device_when_the_program_is_taken_off_the_interface_below() {
+    let Some(net) = trunk(&[&CUSTOMER]) else { return };
+    let arguments = ["--iface", "eth0.100", "--attach", "native", "--vlan-offload", "ignore"];
+    let node = Node::start_with(net.host(0), &arguments);
+    node.cli(&["online", HELD_24, "--iface", "eth0.100"]).expect(0);
+    node.host.ns.ip("link set eth0.100 down\n");
+    node.wait_for_state(HELD, "suspended", ms(10_000));
+    assert!(addresses_on(&node.host.ns, "eth0.100").contains(&(HELD, 24)), "it waits for its link");
+    Pins::on(&node, "eth0").detach_program();
+    // Looked at every 10 s.
+    wait_for("the address to leave", ms(30_000), || {
+        (!addresses_on(&node.host.ns, "eth0.100").contains(&(HELD, 24))).then_some(())
+    });
 }
 
 #[test]

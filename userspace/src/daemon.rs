@@ -157,6 +157,8 @@ struct Carrier {
     vlan_tags: &'static str,
     /// Switched off so that VLAN tags are seen; switched on again at the end.
     offload: Option<DisabledOffload>,
+    /// Switched off by the kernel when the program came; switched on again at the end.
+    lost_offload: Option<DisabledOffload>,
     /// What is on it.
     presence: Presence,
     /// Until then its link may be down because of what we did to it, which nobody is to be told.
@@ -173,6 +175,7 @@ impl Carrier {
             path: 0,
             vlan_tags: VlanTags::Visible.name(),
             offload: None,
+            lost_offload: None,
             presence: Presence { xdp: true, guard: true },
             settling_until: None,
         }

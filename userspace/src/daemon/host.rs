@@ -80,8 +80,8 @@ impl Daemon {
         let own = self.port(carrier, mac);
         let members = link::members(link, &self.links).map(|member| {
             let used = link.active_member.map_or(!member.backup, |active| active == member.index);
-            let flags = if used { own.flags } else { own.flags & !Port::ACCEPT };
-            (member.index, Port { flags, ..own })
+            let counts = if used { own.flags } else { own.flags & !Port::ACCEPT };
+            (member.index, Port { flags: counts | Port::MEMBER, ..own })
         });
         Ok([(carrier, own)].into_iter().chain(members).collect())
     }
@@ -209,6 +209,7 @@ impl Daemon {
             ..Carrier::new(name.clone())
         };
         self.carriers.insert(index, carrier);
+        let joins_packets = link::joins_packets(&name);
         let attached = self.tell_ports(index).and_then(|()| {
             let mut attached = self.datapath.attach(index, &name, mode);
             // Drivers learn it with some kernel (vmxnet3 with 6.6), and may not do it at this MTU or with these queues.
@@ -232,6 +233,9 @@ impl Daemon {
             }
             attached.map_err(Stop::failed)
         });
+        if let Some(carrier) = self.carriers.get_mut(&index) {
+            carrier.lost_offload = joins_packets.lost();
+        }
         if let Err(stop) = attached {
             self.drop_carrier(index);
             return Err(stop);
@@ -262,10 +266,10 @@ impl Daemon {
             }
         }
         self.interfaces.retain(|_, under| *under != index);
-        if let Some(offload) = carrier.offload
-            && let Err(error) = offload.restore()
-        {
-            warn!(interface = carrier.name, "restoring the VLAN offload: {error}");
+        for offload in [carrier.offload, carrier.lost_offload].into_iter().flatten() {
+            if let Err(error) = offload.restore() {
+                warn!(interface = carrier.name, "restoring offloads: {error}");
+            }
         }
     }
 
@@ -583,7 +587,9 @@ impl Daemon {
         }
         if !presence.xdp || !presence.guard {
             if presence != before {
-                self.tell(Input::ProgramMissing { index });
+                for index in self.carried_by(index) {
+                    self.tell(Input::ProgramMissing { index });
+                }
                 self.perform();
             }
             // A native program may take the link down: that is for `--attach-now` to say.

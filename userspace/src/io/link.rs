@@ -781,7 +781,33 @@ pub fn tags_permit(link: &Link, links: &BTreeMap<u32, Link>, tags: &VlanTags) ->
     Ok(())
 }
 
-/// Offloads that were switched off so that the program sees VLAN tags.
+/// Offloads of receiving that join packets into larger ones. Linux switches them off for a generic program
+/// (`generic_xdp_install`), some drivers for a native one, and nobody on again.
+const JOINS_PACKETS: [&str; 2] = ["rx-lro", "rx-gro-hw"];
+
+/// Those offloads of an interface that are on before a program is attached to it.
+pub fn joins_packets(interface: &str) -> JoinsPackets {
+    // One that can't be asked has nothing to lose.
+    let now = ethtool::features(interface).unwrap_or_default();
+    let features = JOINS_PACKETS.into_iter().filter(|name| now.get(*name).is_some_and(|active| *active));
+    JoinsPackets(DisabledOffload { interface: interface.to_owned(), features: features.collect() })
+}
+
+/// See [`joins_packets`].
+#[derive(Debug)]
+pub struct JoinsPackets(DisabledOffload);
+
+impl JoinsPackets {
+    /// Of them, those that are off now that the program is attached, if there are any.
+    pub fn lost(self) -> Option<DisabledOffload> {
+        let Self(mut offload) = self;
+        let now = ethtool::features(&offload.interface).unwrap_or_default();
+        offload.features.retain(|name| now.get(*name).is_some_and(|active| !active));
+        (!offload.features.is_empty()).then_some(offload)
+    }
+}
+
+/// Offloads that were switched off: so that the program sees VLAN tags, or because it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "what was switched off is to be restored at the end"]
 pub struct DisabledOffload {
