@@ -76,17 +76,21 @@ fn a_priority_tag_names_no_vlan_and_the_answer_stays_inside_it() {
     let node = Node::start(net.host(0));
     let address = node.online(100);
     let wire = net.host(1).wire();
-    // VID 0 with priority 5 (IEEE 802.1Q §6.9).
-    let mut question = bytes(&request(net.host(1).mac, ip(2), address));
-    question.splice(12..12, [0x81, 0x00, 0xa0, 0x00]);
-    wire.send(&question);
-    let answer = wire.wait_for("the answer", ms(2_000), |frame| {
-        !frame.outgoing
-            && frame.says(address, node.host.mac)
-            && frame.is_arp(|arp| arp.operation == REPLY && arp.target_ip == ip(2).into())
-    });
-    assert_eq!(answer.bytes[12..16], [0x81, 0x00, 0xa0, 0x00]);
-    assert_eq!(decode(&[answer])[0].vlans, ["0"]);
+    // VID 0 with priority 5 (IEEE 802.1Q §6.9), in a customer's and in a service tag.
+    for tag in [[0x81, 0x00, 0xa0, 0x00], [0x88, 0xa8, 0xa0, 0x00]] {
+        let mut question = bytes(&request(net.host(1).mac, ip(2), address));
+        question.splice(12..12, tag);
+        wire.send(&question);
+        let answer = wire.wait_for("the answer", ms(2_000), |frame| {
+            !frame.outgoing
+                && frame.says(address, node.host.mac)
+                && frame.is_arp(|arp| arp.operation == REPLY && arp.target_ip == ip(2).into())
+        });
+        assert_eq!(answer.bytes[12..16], tag);
+        if tag[0] == 0x81 {
+            assert_eq!(decode(&[answer])[0].vlans, ["0"]);
+        }
+    }
 }
 
 #[test]
