@@ -4,12 +4,16 @@
 pub const XDP_FRAGS: &str = "arpwarden_frags";
 /// The XDP program without multi-buffer support.
 pub const XDP: &str = "arpwarden";
+/// The XDP program without atomic operations that have a result (Linux 5.12), either.
+pub const XDP_BASIC: &str = "arpwarden_basic";
 /// The tc program that answers, at what comes in.
 pub const TC: &str = "arpwarden_tc";
+/// The same without atomic operations that have a result.
+pub const TC_BASIC: &str = "arpwarden_tc_basic";
 /// The guard: the tc program for what leaves an interface.
 pub const GUARD: &str = "arpwarden_guard";
 /// All programs.
-pub const PROGRAMS: [&str; 4] = [XDP_FRAGS, XDP, TC, GUARD];
+pub const PROGRAMS: [&str; 6] = [XDP_FRAGS, XDP, XDP_BASIC, TC, TC_BASIC, GUARD];
 /// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
 pub const ADDRESSES: &str = "ADDRESSES";
 /// Array: [`crate::abi::Hint::place`] of an address → [`crate::abi::Hint`].

@@ -96,6 +96,12 @@ impl Ipv4 {
         self.0.to_ne_bytes()
     }
 
+    /// Whether it is this one.
+    #[inline(always)]
+    pub const fn is(self, other: Self) -> bool {
+        self.0 == other.0
+    }
+
     /// 0.0.0.0.
     #[inline(always)]
     pub const fn is_unspecified(self) -> bool {

@@ -185,8 +185,7 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
     }
     let look_up =
         |address: Ipv4| tables.address(&AddressKey { interface: port.interface, vlan: frame.vlan, address });
-    let nonsense = nonsense(frame);
-    let form = frame.form();
+    let (gist, nonsense) = (frame.gist, frame.gist.is_nonsense());
     let request = frame.operation == REQUEST;
 
     // What the sender fields say (RFC 826: the sender is looked at before the operation).
@@ -198,7 +197,8 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
             Reaction::Defend => return Outcome::Defended { mac: claimed.word.mac() },
             Reaction::Fall => claimed.may_answer = false,
         }
-    } else if !nonsense && (request || !unspecified) && form != Form::Probe && frame.sender_mac == port.mac {
+    } else if !nonsense && (request || !unspecified) && !gist.is(Form::Probe) && frame.sender_mac == port.mac
+    {
         // Of senders that are not managed only an echo of this port is told apart: that is a compare, a sibling would
         // be a look-up for every request on the segment.
         witness.saw(Sighting::Echo(None));
@@ -206,8 +206,8 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
 
     // What is asked for, or was: a reply to one host alone answers what that host asked. An announcement asks for
     // nothing, but Linux would answer one for a local address.
-    let answers = form == Form::Reply && !nonsense && !unspecified && !frame.destination.is_group();
-    let target = if form == Form::Announcement && !nonsense {
+    let answers = gist.is(Form::Reply) && !nonsense && !unspecified && !frame.destination.is_group();
+    let target = if gist.is(Form::Announcement) && !nonsense {
         claimed
     } else if request || answers {
         look_up(frame.target_ip)
@@ -215,27 +215,27 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
         None
     };
     let Some(target) = target else {
-        if form == Form::Probe && !nonsense && frame.sender_mac == port.mac {
+        if gist.is(Form::Probe) && !nonsense && frame.sender_mac == port.mac {
             witness.saw(Sighting::Echo(None));
         }
         return if nonsense {
             Outcome::BadSender
         } else if !request {
             Outcome::Reply
-        } else if form == Form::Announcement {
+        } else if gist.is(Form::Announcement) {
             Outcome::Gratuitous
         } else {
             Outcome::Unmanaged
         };
     };
-    if form == Form::Probe
+    if gist.is(Form::Probe)
         && !nonsense
         && let Some(sighting) = probe(frame, port, tables, &target)
     {
         witness.saw(sighting);
     }
     let to_us = ours(frame.destination, port, &target);
-    let asks = form == Form::Request && !nonsense;
+    let asks = gist.is(Form::Request) && !nonsense;
     if (asks || answers) && !ours(frame.sender_mac, port, &target) {
         let followed = if to_us && target.may_answer { target.word.mark() } else { 0 };
         if asks || followed != 0 {
@@ -248,7 +248,7 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
         Outcome::Shielded { place: target.place }
     } else if nonsense {
         Outcome::BadSender
-    } else if form == Form::Announcement {
+    } else if gist.is(Form::Announcement) {
         Outcome::Gratuitous
     } else if !target.may_answer {
         Outcome::NotAnswering
@@ -257,16 +257,6 @@ pub fn verdict<T: Tables, W: Witness<T::Place>>(
     } else {
         Outcome::OtherDestination
     }
-}
-
-/// Whether no host can have sent the frame.
-#[inline(always)]
-fn nonsense(frame: &Frame) -> bool {
-    frame.sender_mac.is_zero()
-        || frame.sender_mac.is_group()
-        || frame.source.is_zero()
-        || frame.source.is_group()
-        || frame.sender_ip.is_nonsense_sender()
 }
 
 /// Decides on a frame that came in on a port that is not acted on: a bond's member that is not its active one, as far as
@@ -290,7 +280,7 @@ fn inactive<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> Outcome<T::Pla
         };
     }
     let for_us = frame.destination == MacAddr::BROADCAST || ours(frame.destination, port, &target);
-    if for_us && frame.form() != Form::Announcement && !nonsense(frame) && tables.daemon_lives() {
+    if for_us && !frame.gist.is(Form::Announcement) && !frame.gist.is_nonsense() && tables.daemon_lives() {
         Outcome::Withheld
     } else {
         Outcome::InactivePort

@@ -15,7 +15,7 @@ use crate::{
 
 /// Writes down what the frame shows of its sender.
 #[inline(always)]
-pub(crate) fn note(asking: &Asking<Place>, frame: &Frame) {
+pub(crate) fn note<const EXCHANGES: bool>(asking: &Asking<Place>, frame: &Frame) {
     let record = asking.place.record;
     let now_ns = maps::now_ns();
     let known = askers::known(
@@ -47,14 +47,16 @@ pub(crate) fn note(asking: &Asking<Place>, frame: &Frame) {
                 }
             }
         }
-        None if asking.asks => meet(record, frame.sender_mac, frame.sender_ip, asking.followed, now_ns),
+        None if asking.asks => {
+            meet::<EXCHANGES>(record, frame.sender_mac, frame.sender_ip, asking.followed, now_ns)
+        }
         None => {}
     }
 }
 
 /// Gives a newcomer a place, unless it is another port of this host.
 #[inline(never)]
-fn meet(record: *mut Record, mac: MacAddr, address: Ipv4, followed: u32, now_ns: u64) {
+fn meet<const EXCHANGES: bool>(record: *mut Record, mac: MacAddr, address: Ipv4, followed: u32, now_ns: u64) {
     let seen_ns = |place| {
         // SAFETY: a field of a valid aligned map value.
         unsafe { (&raw const (*asker(record, place)).seen_ns).read_volatile() }
@@ -65,10 +67,15 @@ fn meet(record: *mut Record, mac: MacAddr, address: Ipv4, followed: u32, now_ns:
     }
     let asker = asker(record, place);
     // SAFETY: fields of a valid aligned map value. Of CPUs that want the same place for different hosts the one that
-    // exchanges its time writes the rest; the other host asks again, or was one of too many.
+    // exchanges its time writes the rest; the other host asks again, or was one of too many. Without exchanges the MAC of
+    // one may stand beside the address of the other: who is then asked in the address's name takes no notice.
     unsafe {
-        if !atomic::exchange_if(&raw mut (*asker).seen_ns, seen_ns, now_ns) {
-            return;
+        if EXCHANGES {
+            if !atomic::exchange_if(&raw mut (*asker).seen_ns, seen_ns, now_ns) {
+                return;
+            }
+        } else {
+            (&raw mut (*asker).seen_ns).write_volatile(now_ns);
         }
         (&raw mut (*asker).mac).write_volatile(mac);
         (&raw mut (*asker).address).write_volatile(address);

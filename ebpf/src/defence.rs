@@ -15,19 +15,24 @@ use crate::{
 /// Decides on a claim for `claimed`, which may answer, and does in the maps what comes of it. With [`Reaction::Defend`]
 /// the caller has the permit and sends the frame back as the defence; with [`Reaction::Fall`] the address is silent
 /// from here on.
+///
+/// Without `EXCHANGES` nothing could be taken in turn with other CPUs and the daemon: that one defends then, and counts
+/// conflicts. To give an address up needs neither.
 #[inline(always)]
-pub(crate) fn meet(claimed: &Entry<Place>, ingress: u32) -> Reaction {
-    if matches!(claimed.word.policy(), Policy::Leave) {
-        return Reaction::Nothing;
+pub(crate) fn meet<const EXCHANGES: bool>(claimed: &Entry<Place>, ingress: u32) -> Reaction {
+    match claimed.word.policy() {
+        Policy::Leave => return Reaction::Nothing,
+        Policy::Once | Policy::Hold if !EXCHANGES => return Reaction::Nothing,
+        Policy::Yield | Policy::Once | Policy::Hold => {}
     }
     let Place { slot, record } = claimed.place;
-    decide(slot, record, claimed.word, ingress)
+    decide::<EXCHANGES>(slot, record, claimed.word, ingress)
 }
 
 /// Claims are rare, so the clocks are read: the interval is exact, and a lease is not a jiffy late. All arguments are in
 /// registers: what is on the stack of the caller stays there, and two frames have to fit.
 #[inline(never)]
-fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reaction {
+fn decide<const EXCHANGES: bool>(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reaction {
     let Some(Port { moves: allowed, moves_window_s, .. }) = maps::port(ingress) else {
         return Reaction::Nothing;
     };
@@ -41,14 +46,17 @@ fn decide(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reac
     }
     let armed = defence::armed(&standing, &maps::control(), clocks);
     // SAFETY: a field of a valid aligned map value.
-    let earlier =
-        || unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) };
+    let earlier = || match EXCHANGES {
+        true => unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) },
+        false => 0,
+    };
     // SAFETY: a field of a valid aligned map value.
     let spent =
         || defence::spent(allowed, moves_window_s, |n| unsafe { a_move(record, n).read_volatile() }, now_ns);
     let reaction = defence::react(word, armed, earlier, defended_ns, spent, now_ns);
     match reaction {
         Reaction::Nothing => {}
+        Reaction::Defend if !EXCHANGES => return Reaction::Nothing,
         Reaction::Defend => {
             // SAFETY: a field of a valid aligned map value.
             if !unsafe { atomic::exchange_if(&raw mut (*record).defended_ns, defended_ns, now_ns) } {

@@ -259,7 +259,7 @@ fn send(ctx: &impl EbpfContext, total: *const u64, told: *mut u64, facts: &Facts
         claimant: frame.sender_mac.octets(),
         ethernet_source: frame.source.octets(),
         kind: what.0 as u8,
-        form: frame.form() as u8,
+        form: frame.gist.form_number(),
         operation: frame.operation as u8,
         flags: what.flags(),
         generation: word.generation(),

@@ -47,25 +47,31 @@ static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 /// [`arpwarden_common::names::XDP_FRAGS`].
 #[xdp(frags)]
 fn arpwarden_frags(ctx: XdpContext) -> u32 {
-    respond(Packet::new(ctx))
+    respond::<_, true>(Packet::new(ctx))
 }
 
 /// [`arpwarden_common::names::XDP`].
 #[xdp]
 fn arpwarden(ctx: XdpContext) -> u32 {
-    respond(Packet::new(ctx))
+    respond::<_, true>(Packet::new(ctx))
+}
+
+/// [`arpwarden_common::names::XDP_BASIC`].
+#[xdp]
+fn arpwarden_basic(ctx: XdpContext) -> u32 {
+    respond::<_, false>(Packet::new(ctx))
 }
 
 /// [`arpwarden_common::names::TC`].
 #[classifier]
 fn arpwarden_tc(ctx: TcContext) -> i32 {
-    let packet = Packet::new(ctx);
-    match packet.look() {
-        Look::Other => packet.ctx().pass(),
-        // What can't be looked at is nothing for the kernel to answer either.
-        Look::Unreadable => packet.ctx().drop(),
-        Look::Readable => respond(packet),
-    }
+    respond_in_tc::<true>(ctx)
+}
+
+/// [`arpwarden_common::names::TC_BASIC`].
+#[classifier]
+fn arpwarden_tc_basic(ctx: TcContext) -> i32 {
+    respond_in_tc::<false>(ctx)
 }
 
 /// [`arpwarden_common::names::GUARD`].
@@ -81,7 +87,19 @@ fn omits(safety: u32) -> bool {
 }
 
 #[inline(always)]
-fn respond<C: Context>(packet: Packet<C>) -> C::Verdict {
+fn respond_in_tc<const EXCHANGES: bool>(ctx: TcContext) -> i32 {
+    let packet = Packet::new(ctx);
+    match packet.look() {
+        Look::Other => packet.ctx().pass(),
+        // What can't be looked at is nothing for the kernel to answer either.
+        Look::Unreadable => packet.ctx().drop(),
+        Look::Readable => respond::<_, EXCHANGES>(packet),
+    }
+}
+
+/// Decides on a frame that came in. `EXCHANGES` says whether the kernel has [`atomic::exchange`].
+#[inline(always)]
+fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
     let frame = match packet.read() {
         Parsed::NotArp => return packet.ctx().pass(),
         Parsed::Truncated => return pass(&packet, Outcome::Truncated),
@@ -92,7 +110,8 @@ fn respond<C: Context>(packet: Packet<C>) -> C::Verdict {
         return pass(&packet, Outcome::InactivePort);
     };
     let observes = port.flags & Port::OBSERVE != 0;
-    let outcome = verdict(&frame, &port, &Maps, &Incoming { packet: &packet, frame: &frame, observes });
+    let outcome =
+        verdict(&frame, &port, &Maps, &Incoming::<_, EXCHANGES> { packet: &packet, frame: &frame, observes });
     stats::count(outcome.counter());
     match outcome {
         Outcome::Answered { place, mac } => {
@@ -148,19 +167,19 @@ fn answer<C: Context>(mut packet: Packet<C>, frame: &Frame, answer: Answer) -> C
 }
 
 /// A frame that came in, of which the verdict tells what it says.
-struct Incoming<'a, C> {
+struct Incoming<'a, C, const EXCHANGES: bool> {
     packet: &'a Packet<C>,
     frame: &'a Frame,
     /// [`Port::OBSERVE`] is set.
     observes: bool,
 }
 
-impl<C: Context> Witness<Place> for Incoming<'_, C> {
+impl<C: Context, const EXCHANGES: bool> Witness<Place> for Incoming<'_, C, EXCHANGES> {
     #[inline(always)]
     fn saw(&self, sighting: Sighting<Place>) -> Reaction {
         let reaction = match &sighting {
             Sighting::Claim(claimed) if claimed.may_answer && !self.observes => {
-                defence::meet(claimed, self.packet.ctx().interface())
+                defence::meet::<EXCHANGES>(claimed, self.packet.ctx().interface())
             }
             Sighting::Claim(_) | Sighting::Probe(_) | Sighting::Echo(_) | Sighting::Sibling(_) => {
                 Reaction::Nothing
@@ -172,7 +191,7 @@ impl<C: Context> Witness<Place> for Incoming<'_, C> {
 
     #[inline(always)]
     fn asks(&self, asking: Asking<Place>) {
-        askers::note(&asking, self.frame);
+        askers::note::<EXCHANGES>(&asking, self.frame);
     }
 }
 

@@ -1,10 +1,10 @@
 //! Bounds-checked views into the frame; all `unsafe` over packet pointers is here.
 
 use arpwarden_common::{
-    net::{MacAddr, Vlan},
+    net::{Ipv4, MacAddr, Vlan},
     wire::{
         Bytes, Wire,
-        arp::{self, ArpPacket, Frame, Parsed, READ_LEN},
+        arp::{self, ArpPacket, Frame, Gist, Parsed, READ_LEN},
         ethernet::{EthernetHeader, VlanTag},
     },
 };
@@ -205,20 +205,29 @@ impl<C: Context> Packet<C> {
         &self.0
     }
 
-    /// Reads a frame that came in. What was learnt of its tags on the way would multiply the verifier's work.
+    /// Reads a frame that came in. What was learnt of it on the way would multiply the verifier's work, so it is forgotten
+    /// here.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "three values, put together and taken apart again")]
+    #[expect(clippy::cast_possible_truncation, reason = "five values, put together and taken apart again")]
     pub(crate) fn read(&self) -> Parsed {
         let frame = match arp::parse_beside(self, self.0.tag_beside()) {
             Parsed::Arp(frame) => frame,
             other @ (Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader) => return other,
         };
+        let frame = gathered(frame);
         let Vlan { outer, inner } = frame.vlan;
-        let tags = u64::from(outer) | u64::from(inner) << 16 | (frame.arp_at as u64) << 32;
-        let Some(tags) = maps::forgotten(tags) else { return Parsed::Arp(frame) };
-        let vlan = Vlan { outer: tags as u16, inner: (tags >> 16) as u16 };
+        let learnt = u64::from(outer)
+            | u64::from(inner) << 16
+            | u64::from(frame.operation) << 32
+            | (frame.arp_at as u64) << 48
+            | u64::from(frame.gist.bits()) << 56;
+        // It is never `None`; on a way that goes on from there nothing would be forgotten.
+        let Some(learnt) = maps::forgotten(learnt) else { return Parsed::NotArp };
+        let vlan = Vlan { outer: learnt as u16, inner: (learnt >> 16) as u16 };
         // 14, 18 or 22; a mask is a bound that the verifier does not lose sight of.
-        Parsed::Arp(Frame { vlan, arp_at: (tags >> 32 & 0x1f) as usize, ..frame })
+        let arp_at = (learnt >> 48 & 0x1f) as usize;
+        let gist = Gist::from_bits((learnt >> 56) as u8);
+        Parsed::Arp(Frame { vlan, arp_at, operation: (learnt >> 32) as u16, gist, ..frame })
     }
 
     /// Writes the answer over the frame, which was read as `frame`. `None` if it could not be written, or not as a whole.
@@ -241,6 +250,37 @@ impl<C: Context> Packet<C> {
         }
         Some(place as *mut T)
     }
+}
+
+/// The same frame, its addresses put together here: the compiler would put the bytes aside one by one, eight bytes of the
+/// stack each, and put them together where they are used.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it was no wider")]
+fn gathered(frame: Frame) -> Frame {
+    let mac = |mac: MacAddr| MacAddr::from_bits(here(mac.bits()));
+    let address =
+        |address: Ipv4| Ipv4::new((here(u32::from_ne_bytes(address.octets()).into()) as u32).to_ne_bytes());
+    Frame {
+        destination: mac(frame.destination),
+        source: mac(frame.source),
+        sender_mac: mac(frame.sender_mac),
+        sender_ip: address(frame.sender_ip),
+        target_ip: address(frame.target_ip),
+        ..frame
+    }
+}
+
+/// The same value, worked out here and not where it is used.
+#[inline(always)]
+fn here(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let value = {
+        let mut value = value;
+        // SAFETY: no instruction at all.
+        unsafe { core::arch::asm!("/* {0} */", inout(reg) value, options(nomem, preserves_flags, nostack)) };
+        value
+    };
+    value
 }
 
 /// The same pointer, worked out once: one that the compiler works out again for each use is another one to the verifier,

@@ -21,7 +21,7 @@ use arpwarden_common::{
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf},
-    programs::Program,
+    programs::{Program, SchedClassifier},
     util::nr_cpus,
 };
 
@@ -92,10 +92,11 @@ impl Loaded {
             .load(object)
             .expect("the object and its maps load (needs root)");
         for name in [name, names::GUARD] {
-            let loaded = match ebpf.program_mut(name).expect("in the object") {
-                Program::Xdp(program) => program.load(),
-                Program::SchedClassifier(program) => program.load(),
-                _ => panic!("{name} is of another kind"),
+            let program = ebpf.program_mut(name).expect("in the object");
+            let loaded = if let Program::Xdp(program) = program {
+                program.load()
+            } else {
+                <&mut SchedClassifier>::try_from(program).expect("a tc program").load()
             };
             loaded.unwrap_or_else(|error| panic!("the verifier takes {name}: {error}"));
         }
@@ -130,11 +131,13 @@ impl Loaded {
     }
 
     fn fd_of(&self, name: &str) -> BorrowedFd<'_> {
-        match self.ebpf.program(name).expect("loaded") {
-            Program::Xdp(program) => program.fd().expect("loaded").as_fd(),
-            Program::SchedClassifier(program) => program.fd().expect("loaded").as_fd(),
-            _ => panic!("{name} is of another kind"),
-        }
+        let program = self.ebpf.program(name).expect("loaded");
+        let fd = if let Program::Xdp(program) = program {
+            program.fd()
+        } else {
+            <&SchedClassifier>::try_from(program).expect("a tc program").fd()
+        };
+        fd.expect("loaded").as_fd()
     }
 
     /// What the program returns for this.

@@ -95,12 +95,11 @@ pub fn load_all(object: &[u8], log_level: u8) -> BTreeMap<String, Result<Figures
     object.relocate_calls(&sections).expect("the calls are understood");
     let load = |program: &aya_obj::Program| {
         let code = &object.functions[&program.function_key()].instructions;
-        let (prog_type, attach_type, flags) = match program.section {
-            ProgramSection::Xdp { frags, .. } => {
-                (PROG_TYPE_XDP, ATTACH_XDP, if frags { XDP_HAS_FRAGS } else { 0 })
-            }
-            ProgramSection::SchedClassifier => (PROG_TYPE_SCHED_CLS, 0, 0),
-            ref other => panic!("no program of ours is in {other:?}"),
+        let (prog_type, attach_type, flags) = if let ProgramSection::Xdp { frags, .. } = program.section {
+            (PROG_TYPE_XDP, ATTACH_XDP, if frags { XDP_HAS_FRAGS } else { 0 })
+        } else {
+            assert!(matches!(program.section, ProgramSection::SchedClassifier), "{:?}", program.section);
+            (PROG_TYPE_SCHED_CLS, 0, 0)
         };
         load(code, prog_type, attach_type, flags)
     };

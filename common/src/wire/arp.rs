@@ -145,6 +145,67 @@ pub struct Frame {
     pub sender_ip: Ipv4,
     /// Target protocol address.
     pub target_ip: Ipv4,
+    /// What the addresses above and the operation say together.
+    pub gist: Gist,
+}
+
+/// What a frame is for and whether anybody can have sent it, in one number. The program works it out once: each compare
+/// of addresses would be one more fork on the verifier's way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Gist(u8);
+
+impl Gist {
+    const FORM: u8 = 7;
+    const NONSENSE: u8 = 8;
+
+    #[inline(always)]
+    const fn of(frame: &Frame) -> Self {
+        let form = if frame.sender_ip.is(frame.target_ip) {
+            Form::Announcement
+        } else if frame.operation == REPLY {
+            Form::Reply
+        } else if frame.sender_ip.is_unspecified() {
+            Form::Probe
+        } else {
+            Form::Request
+        };
+        let nonsense = frame.sender_mac.is_zero()
+            || frame.sender_mac.is_group()
+            || frame.source.is_zero()
+            || frame.source.is_group()
+            || frame.sender_ip.is_nonsense_sender();
+        Self(form as u8 | if nonsense { Self::NONSENSE } else { 0 })
+    }
+
+    /// The number.
+    #[inline(always)]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// From its number.
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// Whether the frame has this form.
+    #[inline(always)]
+    pub const fn is(self, form: Form) -> bool {
+        self.0 & Self::FORM == form as u8
+    }
+
+    /// The number of the form.
+    #[inline(always)]
+    pub const fn form_number(self) -> u8 {
+        self.0 & Self::FORM
+    }
+
+    /// Whether no host can have sent the frame: its sender is no host.
+    #[inline(always)]
+    pub const fn is_nonsense(self) -> bool {
+        self.0 & Self::NONSENSE != 0
+    }
 }
 
 /// What a frame is, as far as its bytes say.
@@ -281,7 +342,15 @@ impl Frame {
             sender_mac: MacAddr::new(arp.sender_mac),
             sender_ip: Ipv4::new(arp.sender_ip),
             target_ip: Ipv4::new(arp.target_ip),
+            gist: Gist(0),
         }
+        .judged()
+    }
+
+    /// The frame, whose gist is that of its fields.
+    #[inline(always)]
+    pub const fn judged(self) -> Self {
+        Self { gist: Gist::of(&self), ..self }
     }
 
     /// The address of which the frame says something: whose sender has it, or that a probe asks whether it is free.
@@ -291,17 +360,8 @@ impl Frame {
     }
 
     /// What the frame is for.
-    #[inline(always)]
     pub fn form(&self) -> Form {
-        if self.sender_ip == self.target_ip {
-            Form::Announcement
-        } else if self.operation == REPLY {
-            Form::Reply
-        } else if self.sender_ip.is_unspecified() {
-            Form::Probe
-        } else {
-            Form::Request
-        }
+        Form::from_number(self.gist.form_number()).unwrap_or(Form::Request)
     }
 }
 
@@ -491,7 +551,10 @@ mod tests {
             prop_assert_eq!(len, arp_at + 46);
             prop_assert_eq!(
                 frame,
-                Frame { destination, source, vlan, arp_at, operation, sender_mac, sender_ip, target_ip }
+                Frame {
+                    destination, source, vlan, arp_at, operation, sender_mac, sender_ip, target_ip, gist: Gist::default()
+                }
+                .judged()
             );
         }
 

@@ -8,7 +8,7 @@ use arpwarden_common::{
     net::{Ipv4, MacAddr},
     state::State,
     verdict::{Asking, Outcome, Sighting, Witness, verdict},
-    wire::arp::{Frame, REQUEST},
+    wire::arp::{Frame, Gist, REQUEST},
 };
 use arpwarden_engine::{Managed, MonoTime};
 
@@ -146,7 +146,9 @@ impl Daemon {
             // An address of nobody (RFC 5737), unless it is the one that is asked for.
             sender_ip: Ipv4::new([192, 0, 2, if key.address == Ipv4::new([192, 0, 2, 1]) { 2 } else { 1 }]),
             target_ip: key.address,
-        };
+            gist: Gist::default(),
+        }
+        .judged();
         verdict(&frame, &port, &self.datapath, &Nobody)
     }
 

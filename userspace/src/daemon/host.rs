@@ -212,7 +212,7 @@ impl Daemon {
         let joins_packets = link::joins_packets(&name);
         let attached = self.tell_ports(index).and_then(|()| {
             let mut attached = self.datapath.attach(index, &name, mode);
-            // Drivers learn it with some kernel (vmxnet3 with 6.6), and may not do it at this MTU or with these queues.
+            // Drivers learn it with some kernel (igc with 5.13), and may not do it at this MTU or with these queues.
             if self.attach == cli::Attach::Auto
                 && attached.as_ref().is_err_and(|error| error.is_unsupported())
             {

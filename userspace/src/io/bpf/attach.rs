@@ -82,7 +82,8 @@ impl Datapath {
         if let (Some(xdp), false, Mode::Native | Mode::Generic) = (there.xdp, before.xdp, mode) {
             return Err(AttachError::Foreign { interface: interface(), mode, program: who_is(xdp) });
         }
-        self.want(mode).map_err(|source| AttachError::Load { interface: interface(), source })?;
+        self.want(mode)
+            .map_err(|source| AttachError::Load { interface: interface(), source: Box::new(source) })?;
         // The guard first: it bounces no link, and silence comes before answers.
         if !before.guard {
             self.attach_guard(index).map_err(|source| self.failed(&there, Attaching::Guard, source))?;

@@ -390,7 +390,7 @@ pub enum AttachError {
         /// The interface's name.
         interface: String,
         /// Why.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// Somebody else's XDP program is there, and the mode is one of XDP. It was left as it was.
     Foreign {
@@ -557,7 +557,7 @@ impl Error for AttachError {
             Self::Unsupported { source, .. }
             | Self::NotPermitted { source, .. }
             | Self::Kernel { source, .. } => Some(source),
-            Self::Load { source, .. } => Some(source),
+            Self::Load { source, .. } => Some(&**source),
             Self::NoSuchInterface { .. }
             | Self::AlreadyAttached { .. }
             | Self::OtherInstance { .. }
