@@ -261,7 +261,7 @@ fn somebody_who_only_asks_for_the_address_while_we_probe_is_no_conflict() {
     let node = Node::start(net.host(0));
     let tap = net.tap(0);
     std::thread::scope(|scope| {
-        let claim = scope.spawn(|| node.try_online(100, &[]));
+        let claim = scope.spawn(|| node.try_online(100, &["--profile", "rfc5227"]));
         tap.wait_for("our probe", ms(5_000), |frame| {
             !frame.outgoing && frame.is_arp(|arp| arp.form() == Form::Probe)
         });
@@ -307,8 +307,12 @@ fn what_does_not_say_that_another_host_has_the_address_ends_no_claim() {
             // A poll, and one for somebody else.
             Outgoing { destination: us, ..probe(stranger(1), address) },
             Outgoing { destination: stranger(9), ..probe(stranger(2), address) },
-            // Nobody's reply.
+            // Nobody's reply, to us and to all.
             reply(stranger(3), Ipv4Addr::UNSPECIFIED, us, address),
+            Outgoing {
+                destination: MacAddr::BROADCAST,
+                ..reply(stranger(3), Ipv4Addr::UNSPECIFIED, us, address)
+            },
             // A probe on behalf of another, as broken proxies send it, and one of nobody.
             Outgoing { source: stranger(9), ..probe(stranger(4), address) },
             probe(MacAddr::ZERO, address),
