@@ -753,6 +753,8 @@ pub struct Row {
     pub event: Option<Event>,
     /// Whether the claim has used up a defence.
     pub defended: bool,
+    /// Whether the program counts conflicts: without atomic operations that have a result it does not.
+    exchanges: bool,
     /// Who is remembered as asking, and in which slot; its times are 0 here.
     pub asker: Option<(u32, Asker)>,
 }
@@ -785,6 +787,7 @@ impl Row {
             assert_eq!(moves, moves_before + usize::from(defended), "a place was free: {name}");
             assert!(after.moves_ns.contains(&after.defended_ns), "{name}");
             let challenged = ours
+                && self.exchanges
                 && !self.column.observed
                 && matches!(self.sees, Sees::Conflict | Sees::Fall)
                 && self.column.policy == Policy::Once;
@@ -813,6 +816,20 @@ impl Row {
 /// # Panics
 /// If a kind has not exactly one cell for each column.
 pub fn rows() -> Vec<Row> {
+    rows_of(true)
+}
+
+/// The rows for the programs without atomic operations that have a result: they neither defend nor count conflicts, and
+/// leave that to the daemon as where they are not armed.
+///
+/// # Panics
+/// As [`rows`].
+pub fn rows_without_exchanges() -> Vec<Row> {
+    rows_of(false)
+}
+
+fn rows_of(exchanges: bool) -> Vec<Row> {
+    let unarmed = COLUMNS.iter().position(|column| column.name == "hold, not armed").expect("a column");
     let mut rows = Vec::with_capacity(TABLE.len() * (PLAIN * Tags::ALL.len() + NAMED * Tags::SOME.len()));
     for (kind, why, plain, named) in TABLE {
         let cells: Vec<&str> = plain.split(' ').chain(named.split(' ')).collect();
@@ -823,7 +840,12 @@ pub fn rows() -> Vec<Row> {
                 let (_, frame_vlan, address_vlan) = tags.parts();
                 // In another VLAN the address is not managed, whatever its state in its own.
                 let cell = if frame_vlan == address_vlan { cell } else { cells[0] };
-                rows.push(row(kind, why, column, tags, cell));
+                let reacts = cell.starts_with('F') || cell.ends_with('X');
+                let cell = match column.policy {
+                    Policy::Once | Policy::Hold if reacts && !exchanges => cells[unarmed],
+                    Policy::Leave | Policy::Yield | Policy::Once | Policy::Hold => cell,
+                };
+                rows.push(Row { exchanges, ..row(kind, why, column, tags, cell) });
             }
         }
     }
@@ -895,7 +917,22 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
             };
             (if asks.second { SLOT + 1 } else { SLOT }, asker)
         });
-    Row { kind, column, tags, why, frame, world, action, out, counter, sees, event, defended, asker }
+    Row {
+        kind,
+        column,
+        tags,
+        why,
+        frame,
+        world,
+        action,
+        out,
+        counter,
+        sees,
+        event,
+        defended,
+        exchanges: true,
+        asker,
+    }
 }
 
 /// What the maps hold for an address in this column and VLAN, and a port with these flags, if it is named.

@@ -17,7 +17,10 @@ use arpwarden_common::{
     names,
     state::{State, StateWord},
 };
-use aya::maps::{MapData, MapInfo};
+use aya::{
+    maps::{MapData, MapInfo},
+    util::KernelVersion,
+};
 
 use crate::{netns::Netns, tools::filter_programs};
 
@@ -41,6 +44,11 @@ const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
 /// `BPF_F_XDP_HAS_FRAGS` of linux/bpf.h.
 const HAS_FRAGS: u32 = 1 << 5;
+
+/// Whether the running kernel is this version or a later one.
+pub fn is_at_least(major: u8, minor: u8) -> bool {
+    KernelVersion::current().expect("the version of the kernel") >= KernelVersion::new(major, minor, 0)
+}
 
 /// A program that passes every frame, on one interface until dropped.
 #[derive(Debug)]

@@ -143,9 +143,9 @@ impl Loaded {
     /// What the program returns for this.
     pub fn returns(&self, action: Action) -> u32 {
         match (self.name, action) {
-            (names::TC, Action::Pass) => tc_action::UNSPEC.cast_unsigned(),
-            (names::TC, Action::Drop) => tc_action::SHOT.cast_unsigned(),
-            (names::TC, Action::Answer) => tc_action::REDIRECT.cast_unsigned(),
+            (names::TC | names::TC_BASIC, Action::Pass) => tc_action::UNSPEC.cast_unsigned(),
+            (names::TC | names::TC_BASIC, Action::Drop) => tc_action::SHOT.cast_unsigned(),
+            (names::TC | names::TC_BASIC, Action::Answer) => tc_action::REDIRECT.cast_unsigned(),
             (_, Action::Pass) => xdp_action::PASS,
             (_, Action::Drop) => xdp_action::DROP,
             (_, Action::Answer) => xdp_action::TX,

@@ -7,7 +7,7 @@ use std::{io::Write as _, net::Ipv4Addr};
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{names, net::MacAddr, wire::arp::REPLY};
 use arpwarden_tests::{
-    kernel::{XdpPass, egress_programs, ingress_programs},
+    kernel::{XdpPass, egress_programs, ingress_programs, is_at_least},
     ms,
     netns::{Host, Netns, ip},
     node::Node,
@@ -15,7 +15,6 @@ use arpwarden_tests::{
     verifier,
     wire::{bytes, request},
 };
-use aya::util::KernelVersion;
 
 /// A mode, as `--attach` takes it and `status` shows it.
 const MODES: [&str; 3] = ["native", "generic", "tc"];
@@ -37,10 +36,6 @@ impl Since {
             Self::Never => false,
         }
     }
-}
-
-fn is_at_least(major: u8, minor: u8) -> bool {
-    KernelVersion::current().expect("the version of the kernel") >= KernelVersion::new(major, minor, 0)
 }
 
 /// Which kernels take a program: frames of several buffers are Linux 5.18's, atomic operations with a result 5.12's,

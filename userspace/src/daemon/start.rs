@@ -34,7 +34,7 @@ use crate::{
     instance::{Instance, Lock},
     io::{
         arp_socket::ArpSocket,
-        bpf::{Datapath, Found, KeptAddress, Leftover, LinkState, Pins, Presence},
+        bpf::{Datapath, Found, KeptAddress, Leftover, LinkState, Mode, Pins, Presence},
         control,
         dice::KernelDice,
         link,
@@ -201,6 +201,21 @@ impl Daemon {
                 .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
             match (kept.state, kept.xdp) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
+                    let asked = match self.attach {
+                        cli::Attach::Auto => mode,
+                        cli::Attach::Native => Mode::Native,
+                        cli::Attach::Generic => Mode::Generic,
+                        cli::Attach::Tc => Mode::Tc,
+                    };
+                    if asked != mode {
+                        warn!(
+                            interface = name,
+                            mode = mode.name(),
+                            "what an earlier run has attached there goes on in its mode, not in '{}', which --attach \
+                             asks for: 'arpwarden unload' first, if that is meant",
+                            asked.name()
+                        );
+                    }
                     let carrier = Carrier {
                         vlan_tags: link::vlan_tags(mode, &self.links[&kept.index], &self.links).name(),
                         mode,

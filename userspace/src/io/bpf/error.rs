@@ -545,6 +545,13 @@ impl fmt::Display for AttachError {
                      'egress') show it"
                 )
             }
+            Self::Kernel { what: Attaching::Guard | Attaching::Program(Mode::Tc), source, .. }
+                if source.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                f.write_str(
+                    "the kernel has no clsact qdisc or no BPF filters for it: load the modules sch_ingress and cls_bpf",
+                )
+            }
             Self::Kernel { .. } => f.write_str("the kernel refuses; see its log for a reason"),
         }
     }
