@@ -28,7 +28,10 @@ const fn some(program: &'static str, filters: &'static [&'static str]) -> Part {
 /// On every kernel.
 const KERNEL: [Part; 8] = [
     all("kernels"),
-    some("verdict_in_kernel", &["what_the_table_says"]),
+    some(
+        "verdict_in_kernel",
+        &["the_program_does_with", "the_program_for_tc", "the_programs_for_older", "the_guard_keeps_in"],
+    ),
     some("guard", &["nothing_leaves_past_the_lease", "nothing_leaves_while_a_frozen_daemon_yields"]),
     some("adoption", &["keep_leaves_everything", "a_restart_under_a_flood", "unload_after_a_kill"]),
     some("vlan", &["tagged_claims_are_no_event"]),
@@ -50,7 +53,7 @@ const ENVIRONMENT: [(&str, &str); 7] = [
     ("RUST_LOG", "warn"),
     // Of so many golden frames one is tried: all of them take minutes. A prime, so that it meets each kind of frame, each
     // state and each kind of tags.
-    ("ARPWARDEN_GOLDEN_SHARE", "37"),
+    ("ARPWARDEN_GOLDEN_SHARE", "61"),
     ("ARPWARDEN_CHAOS_STEPS", "12"),
     // The same story on every kernel.
     ("ARPWARDEN_CHAOS_SEED", "1"),
