@@ -48,7 +48,8 @@ const KERNEL: [Part; 8] = [
         "vlan_devices",
         &["an_address_is_registered_on_its_device", "the_same_address_in_two_vlans", "outlives_its_daemon"],
     ),
-    some("bond", &["auto_takes_tc", "when_the_cable_of_the_used_member", "after_the_daemons_death"]),
+    // The others want native mode on a bond, which is Linux 5.15's.
+    some("bond", &["auto_takes_tc", "while_the_bond_switches_in_tc"]),
 ];
 
 /// On the newest one, in place of what is chosen of these programs: on the running kernel they are skipped where it lacks
