@@ -2,7 +2,7 @@
 //! a kind of interface has, and what is missed on an old one. Run on every kernel that can be had, in guests, by
 //! `cargo xtask test --kernel all`; on the running one it skips what that lacks, and says so.
 
-use std::{io::Write as _, net::Ipv4Addr};
+use std::{collections::BTreeSet, io::Write as _, net::Ipv4Addr};
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{names, net::MacAddr, wire::arp::REPLY};
@@ -182,6 +182,41 @@ fn a_dummy_is_attached_to_but_not_natively() {
     }
 }
 
+/// What an older kernel lacks is in `status`, in every mode, and nothing else is; and what is done instead is done.
+#[test]
+fn what_the_kernel_lacks_is_told_and_done_without() {
+    let lacks = |major, minor| !is_at_least(major, minor);
+    let rows = [("5.12", lacks(5, 12)), ("5.15", lacks(5, 15)), ("5.18", lacks(5, 18)), ("6.6", lacks(6, 6))];
+    let expected: BTreeSet<&str> =
+        rows.into_iter().filter_map(|(since, lacks)| lacks.then_some(since)).collect();
+    for mode in MODES {
+        let (host, _far) = pair(&VETH);
+        attach(&host, "eth0", mode, true, &[], |node| {
+            let status = node.status();
+            let missing = status["kernel"]["missing"].as_array().expect("what is missing");
+            let told: BTreeSet<&str> = missing.iter().filter_map(|lack| lack["since"].as_str()).collect();
+            assert_eq!(told, expected, "in mode {mode}: {status}");
+            for lack in missing {
+                for word in ["feature", "since", "instead"] {
+                    assert!(lack[word].as_str().is_some_and(|text| !text.is_empty()), "{word}: {lack}");
+                }
+            }
+            // Without tcx the guard is a filter.
+            let clsact = traffic_control(&host.ns, "eth0").contains("clsact");
+            assert_eq!(clsact, lacks(6, 6), "in mode {mode}");
+            assert_eq!(egress_programs(&host.ns, "eth0").len(), 1, "in mode {mode}");
+        });
+    }
+    // Frames longer than a page: natively with multi-buffer programs only, by tc always.
+    for (mode, works) in [("native", !lacks(5, 18)), ("tc", true)] {
+        let (host, far) = pair(&VETH);
+        for end in [&host, &far] {
+            end.ns.ip("link set eth0 mtu 9000\n");
+        }
+        attach(&host, "eth0", mode, works, &[], |_| {});
+    }
+}
+
 /// Attaches in each mode: what the kernel has is answered in, what it has not is refused.
 fn each_mode_is_as_expected(kind: &Kind) {
     let Kind { name, cable, lines, .. } = kind;
@@ -267,7 +302,11 @@ fn attach(host: &Host, carrier: &str, mode: &str, works: bool, also: &[&str], wo
 /// All that a daemon could have left on an interface, in words.
 fn left_on(host: &Host, carrier: &str) -> String {
     let programs = [ingress_programs(&host.ns, carrier), egress_programs(&host.ns, carrier)];
-    format!("{}\n{}\n{programs:?}", snapshot(&host.ns), traffic_control(&host.ns, carrier))
+    // The kernel finds out about some states a moment later, whatever the daemon does.
+    let links = ["UNKNOWN", "UP", "DOWN", "LOWERLAYERDOWN"]
+        .iter()
+        .fold(snapshot(&host.ns), |text, state| text.replace(&format!(" state {state} "), " "));
+    format!("{links}\n{}\n{programs:?}", traffic_control(&host.ns, carrier))
 }
 
 /// Asks once, and waits for more than one answer.

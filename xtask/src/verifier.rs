@@ -60,7 +60,7 @@ impl Table {
     /// The table for a terminal.
     pub(crate) fn shown(&self) -> String {
         let mut text = String::from(
-            "kernel  program          log   instructions  walked    states (peak)   stack                      load\n",
+            "kernel  program            log   instructions  walked    states (peak)   stack                      load\n",
         );
         for (kernel, all) in &self.0 {
             for figures in all {
@@ -70,7 +70,7 @@ impl Table {
                 let Figures { program, instructions, walked, stack, milliseconds, .. } = figures;
                 let states = format!("{} ({})", figures.states, figures.peak_states);
                 text += &format!(
-                    "{kernel:<7} {program:<16} {level:<5} {instructions:>12}  {walked:>6}  {states:>14}   {stack:<25} {milliseconds:>5.0} ms\n"
+                    "{kernel:<7} {program:<18} {level:<5} {instructions:>12}  {walked:>6}  {states:>14}   {stack:<25} {milliseconds:>5.0} ms\n"
                 );
             }
         }
@@ -166,7 +166,7 @@ mod tests {
         let line = r#"test a ... figures: {"program":"p","level":3,"instructions":10,"walked":20,"states":3,"peak_states":2,"stack":"8","milliseconds":1.5}"#;
         assert!(table.take("6.1", line));
         assert!(!table.take("6.1", "test a ... ok"));
-        assert!(table.shown().contains("p                info"), "{}", table.shown());
+        assert!(table.shown().contains("p                  info"), "{}", table.shown());
         assert_eq!(table.walked(), accepted("6.1", "p at log level 3", 20));
     }
 }
