@@ -159,7 +159,9 @@ pub(crate) enum End {
 pub(crate) fn run(guest: &Guest<'_>, mut show: impl FnMut(Said)) -> Result<End> {
     let folder = kernels::folder().join(format!("guest-{}", guest.kernel.name));
     process::check(process::as_user("mkdir").arg("-p").arg(&folder))?;
-    let (memory, console) = (folder.join("memory"), folder.join("console"));
+    // Another run may be under way.
+    let memory = folder.join(format!("memory-{}", std::process::id()));
+    let console = folder.join("console");
     write_archive(guest, &memory)?;
 
     let mut command = machine(guest, &memory, &console);
