@@ -45,10 +45,12 @@ fn decide<const EXCHANGES: bool>(slot: u32, record: *mut Record, word: StateWord
         return Reaction::Nothing;
     }
     let armed = defence::armed(&standing, &maps::control(), clocks);
-    // SAFETY: a field of a valid aligned map value.
-    let earlier = || match EXCHANGES {
-        true => unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) },
-        false => 0,
+    let earlier = || {
+        if !EXCHANGES {
+            return 0;
+        }
+        // SAFETY: a field of a valid aligned map value.
+        unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) }
     };
     // SAFETY: a field of a valid aligned map value.
     let spent =
