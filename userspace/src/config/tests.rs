@@ -228,7 +228,7 @@ fn every_default_may_stand_at_its_key() {
     }
 }
 
-fn of_the_repository(path: &str) -> std::path::PathBuf {
+fn of_the_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
