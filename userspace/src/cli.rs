@@ -4,7 +4,7 @@
     reason = "a doc comment on a group of arguments would become help text of its command"
 )]
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -59,6 +59,14 @@ pub enum Command {
     Explain(Explain),
     /// What happened; the recent past first
     Events(Events),
+    /// Is a configuration file right? Names all that is wrong with it; needs neither a daemon nor root
+    Check {
+        /// Which file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Apply the difference between the configuration file as it is and as it was applied last, and nothing else
+    Reload,
     /// Release everything and end the daemon; without one, take off all that an earlier run has left
     Unload,
     /// Print a completion script
@@ -68,20 +76,23 @@ pub enum Command {
     },
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Run {
+    /// Configuration file; what is said here goes before what it says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Interface to answer on; may be repeated
     #[arg(long = "iface", value_name = "IF")]
     pub interfaces: Vec<String>,
-    /// How the program is attached
-    #[arg(long, value_enum, default_value_t)]
-    pub attach: Attach,
+    /// How the program is attached [default: auto]
+    #[arg(long, value_enum)]
+    pub attach: Option<Attach>,
     /// What to do where VLAN tags are taken off before XDP sees them, on an interface that carries VLANs
     #[arg(long, value_enum, value_name = "WHAT")]
     pub vlan_offload: Option<VlanOffload>,
-    /// What happens to the addresses when the daemon ends in order
-    #[arg(long, value_enum, default_value_t)]
-    pub on_exit: OnExit,
+    /// What happens to the addresses when the daemon ends in order [default: release]
+    #[arg(long, value_enum)]
+    pub on_exit: Option<OnExit>,
     /// Let members of this group use the control socket
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
@@ -125,12 +136,13 @@ pub enum OnExit {
 
 #[derive(Args, Debug)]
 pub struct Online {
-    /// ADDR/LEN, several at once, or `-`: one a line on standard input
+    /// ADDR/LEN, several at once, or `-`: one a line on standard input; or @GROUP: all addresses of a group of the
+    /// configuration file, as that says, together or not at all
     #[arg(required = true, value_name = "ADDR/LEN")]
     pub addresses: Vec<String>,
-    /// On which interface
+    /// On which interface; of groups the file says it
     #[arg(long = "iface", value_name = "IF")]
-    pub interface: String,
+    pub interface: Option<String>,
     /// How to claim
     #[arg(long, value_enum, default_value_t)]
     pub claim: ClaimWay,
@@ -138,7 +150,7 @@ pub struct Online {
     #[arg(long, value_enum, default_value_t)]
     pub profile: ProfileName,
     /// How long `immediate` waits for an objection, 0 to 10000
-    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=MAX_CHECK_MS))]
     pub check: u64,
     /// What to do about a conflict
     #[arg(long, value_enum, default_value_t)]
@@ -172,8 +184,10 @@ pub struct Online {
     pub blackhole_ok: bool,
 }
 
+/// The longest `--check` in milliseconds.
+pub const MAX_CHECK_MS: u64 = 10_000;
 /// The longest `--wait`: a day.
-const MAX_WAIT: f64 = 86_400.0;
+pub const MAX_WAIT: f64 = 86_400.0;
 /// The same in milliseconds.
 pub const MAX_WAIT_MS: u64 = 86_400_000;
 
@@ -185,7 +199,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 /// The longest lease: a day. The shortest is a few of the program's ticks of 10 ms.
-const LEASE: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
+pub const LEASE: std::ops::RangeInclusive<f64> = 0.1..=86_400.0;
 
 fn lease_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {

@@ -72,10 +72,22 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
                     return Exit::Failed;
                 }
             };
+            let (groups, texts, bad_group) = split_groups(&texts);
             let (addresses, bad) = parse_all(&texts, |text| text.parse::<Cidr>());
+            let mut worst = bad.worst(bad_group);
+            if !groups.is_empty() {
+                worst = ask(instance, &Request::OnlineGroups { groups }, Show::Results).worst(worst);
+            }
+            if addresses.is_empty() {
+                return worst;
+            }
+            let Some(interface) = online.interface.clone() else {
+                complain("say on which interface the addresses are to be: --iface IF");
+                return worst.worst(Exit::Usage);
+            };
             let request = Request::Online {
-                addresses: addresses.clone(),
-                interface: online.interface.clone(),
+                addresses,
+                interface,
                 how: How {
                     claim: online.claim,
                     check_ms: online.check,
@@ -92,8 +104,9 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
                 },
                 attach_now: online.attach_now,
             };
-            if addresses.is_empty() { bad } else { ask(instance, &request, Show::Results).worst(bad) }
+            ask(instance, &request, Show::Results).worst(worst)
         }
+        cli::Command::Reload => ask(instance, &Request::Reload {}, Show::Results),
         cli::Command::Offline(offline) => on_groups(instance, &offline.addresses, |addresses, groups| {
             Request::Offline { addresses, groups, interface: offline.interface.clone(), watch: offline.watch }
         }),
@@ -130,6 +143,7 @@ pub fn perform(instance: &Instance, command: &cli::Command) -> Exit {
         }
         cli::Command::Run(_)
         | cli::Command::Probe(_)
+        | cli::Command::Check { .. }
         | cli::Command::Unload
         | cli::Command::Completions { .. } => Exit::Usage,
     }
@@ -140,25 +154,31 @@ fn milliseconds(seconds: f64) -> u64 {
     u64::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// [`on_addresses`] where `@NAME` stands for the addresses of a group.
-fn on_groups(
-    instance: &Instance,
-    texts: &[String],
-    request: impl FnOnce(Vec<Ipv4Addr>, Vec<GroupName>) -> Request,
-) -> Exit {
+/// The groups among `texts`, each written `@NAME`, and the rest; names that are none are told and counted.
+fn split_groups(texts: &[String]) -> (Vec<GroupName>, Vec<String>, Exit) {
     let (names, texts): (Vec<&String>, Vec<&String>) = texts.iter().partition(|text| text.starts_with('@'));
     let mut bad = Exit::Done;
     let mut groups = Vec::new();
     for name in &names {
         match name[1..].parse() {
-            Ok(name) => groups.push(name),
+            Ok(name) if !groups.contains(&name) => groups.push(name),
+            Ok(_) => {}
             Err(error) => {
                 complain(error);
                 bad = Exit::Usage;
             }
         }
     }
-    let texts: Vec<String> = texts.into_iter().cloned().collect();
+    (groups, texts.into_iter().cloned().collect(), bad)
+}
+
+/// [`on_addresses`] where `@NAME` stands for the addresses of a group.
+fn on_groups(
+    instance: &Instance,
+    texts: &[String],
+    request: impl FnOnce(Vec<Ipv4Addr>, Vec<GroupName>) -> Request,
+) -> Exit {
+    let (groups, texts, bad) = split_groups(texts);
     let (addresses, bad_address) = parse_all(&texts, parse_bare);
     let bad = bad.worst(bad_address);
     // Empty lists would mean all.
@@ -278,6 +298,10 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
                 } else {
                     complain(format_args!("{address}{place}: {message}"));
                 }
+            }
+            Response::Note { exit: one, message } => {
+                exit = exit.worst(one);
+                if one == Exit::Done { writeln!(out, "{message}")? } else { complain(message) }
             }
             Response::Status { status } => {
                 if matches!(show, Show::Status { json: true }) {

@@ -6,6 +6,8 @@ mod explain;
 mod groups;
 mod host;
 mod registrar;
+mod reload;
+mod settings;
 mod start;
 
 use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, time::Duration};
@@ -26,6 +28,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     cli, client,
+    config::Config,
     events::{Journal, vlan_ids},
     exit::Exit,
     instance::{Instance, Lock},
@@ -44,8 +47,11 @@ use crate::{
 
 use commands::Verb;
 pub use commands::taken;
+use groups::JointClaim;
 pub use registrar::remove_leftovers;
 use registrar::{Done, Order};
+use reload::Changing;
+use settings::Settings;
 
 /// Why the daemon did not start or did not end well.
 #[derive(Debug)]
@@ -100,18 +106,30 @@ const HEARTBEAT: Duration = Duration::from_nanos(abi::Control::HEARTBEAT_LASTS_N
 
 /// The client of a request. The last one to let go of it says the end of the request.
 struct Client {
-    replies: mpsc::Sender<Reply>,
+    /// `None`: nobody but whoever reads the log.
+    replies: Option<mpsc::Sender<Reply>>,
     end: RefCell<(Exit, Option<String>)>,
 }
 
 impl Client {
     fn new(replies: mpsc::Sender<Reply>) -> Rc<Self> {
-        Rc::new(Self { replies, end: RefCell::new((Exit::Done, None)) })
+        Rc::new(Self { replies: Some(replies), end: RefCell::new((Exit::Done, None)) })
+    }
+
+    /// For what is done because of the configuration file: its results go to the log.
+    fn of_the_log() -> Rc<Self> {
+        Rc::new(Self { replies: None, end: RefCell::new((Exit::Done, None)) })
     }
 
     fn say(&self, reply: Reply) {
+        let Some(replies) = &self.replies else { return log_reply(&reply) };
         // The channel has room for all answers of its request; a client that is gone wants none.
-        let _ = self.replies.try_send(reply);
+        let _ = replies.try_send(reply);
+    }
+
+    /// Something that is not about one address.
+    fn note(&self, exit: Exit, message: String) {
+        self.say(Reply::Line(Response::Note { exit, message }));
     }
 
     fn result(&self, address: Ipv4Addr, interface: Option<&str>, (exit, message): (Exit, String)) {
@@ -122,6 +140,27 @@ impl Client {
     fn end_with(&self, exit: Exit, message: String) {
         self.end.replace((exit, Some(message)));
     }
+}
+
+/// What a client would have been told.
+fn log_reply(reply: &Reply) {
+    let (exit, message) = match reply {
+        Reply::Line(Response::Result { address, interface, exit, message }) => {
+            let place = interface.as_ref().map_or_else(String::new, |name| format!(" on {name}"));
+            (*exit, format!("{address}{place}: {message}"))
+        }
+        Reply::Line(Response::Note { exit, message } | Response::End { exit, message: Some(message) }) => {
+            (*exit, message.clone())
+        }
+        Reply::Line(
+            Response::End { message: None, .. }
+            | Response::Status { .. }
+            | Response::Explanation { .. }
+            | Response::Event { .. },
+        )
+        | Reply::Events { .. } => return,
+    };
+    if exit == Exit::Done { info!("configuration: {message}") } else { warn!("configuration: {message}") }
 }
 
 impl Drop for Client {
@@ -136,13 +175,15 @@ struct Pending {
     client: Rc<Client>,
     key: AddressKey,
     verb: Verb,
+    /// With the others of this group, or not at all.
+    joint: Option<GroupName>,
     /// To be said when it succeeds.
     warning: Option<String>,
 }
 
 impl Pending {
     fn new(client: &Rc<Client>, key: AddressKey, verb: Verb) -> Self {
-        Self { client: Rc::clone(client), key, verb, warning: None }
+        Self { client: Rc::clone(client), key, verb, joint: None, warning: None }
     }
 }
 
@@ -191,6 +232,8 @@ struct Notes {
     told: BTreeMap<Ipv4Addr, MonoTime>,
     /// What of its claim is no part of the engine's.
     how: How,
+    /// The configuration file says that it is to be managed.
+    from_file: bool,
 }
 
 /// How a run ended well.
@@ -203,9 +246,7 @@ enum Ended {
 
 struct Daemon {
     instance: Instance,
-    attach: cli::Attach,
-    vlan_offload: Option<cli::VlanOffload>,
-    on_exit: cli::OnExit,
+    settings: Settings,
     observe: bool,
     engine: Engine,
     dice: KernelDice,
@@ -235,6 +276,10 @@ struct Daemon {
     orders: mpsc::UnboundedSender<(Order, String)>,
     pending: BTreeMap<RequestId, Pending>,
     next_request: u64,
+    /// Groups that are being brought online, each all or none.
+    joint: BTreeMap<GroupName, JointClaim>,
+    /// What a changed file asks for, while it waits for what had to be given up first.
+    changing: Option<Changing>,
     /// Who is told when everything is released.
     unloading: Vec<Rc<Client>>,
     ending: bool,
@@ -246,7 +291,12 @@ struct Daemon {
 ///
 /// # Errors
 /// What failed at the start; or, at the end, what is left on the interfaces.
-pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Result<(), Stop> {
+pub async fn run(
+    instance: Instance,
+    arguments: &cli::Run,
+    config: Config,
+    log_level: u8,
+) -> Result<(), Stop> {
     let missing = bpf::missing_capabilities();
     if !missing.is_empty() {
         return Err(Stop::new(
@@ -267,7 +317,8 @@ pub async fn run(instance: Instance, arguments: &cli::Run, log_level: u8) -> Res
             instance.name(),
         )));
     };
-    match start::serve(&instance, arguments, log_level, &lock).await {
+    let settings = Settings { flags: arguments.clone(), file: config };
+    match start::serve(&instance, settings, log_level, &lock).await {
         Ok(Ended::Kept) => {
             lock.close();
             Ok(())
@@ -304,10 +355,11 @@ pub async fn wait_for_lock(instance: &Instance, patience: Duration) -> Result<Op
     }
 }
 
-/// What ends the daemon in order.
+/// What ends the daemon in order, and what has it read its file again.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 /// The link of this name, if addresses can be managed on it.
@@ -331,13 +383,14 @@ impl Daemon {
         mut changes: Changes,
         mut outcomes: mpsc::UnboundedReceiver<Done>,
         mut commands: mpsc::Receiver<Command>,
-        Signals { mut terminate, mut interrupt }: Signals,
+        Signals { mut terminate, mut interrupt, mut hangup }: Signals,
     ) -> Result<Ended, Stop> {
         let mut timer = Timer::new().context("making a timer")?;
         let mut give_up_at = None;
         let mut still_there = usize::MAX;
         loop {
             self.perform();
+            self.go_on().await;
             if self.keeping {
                 info!(addresses = self.engine.addresses().count(), "ending; everything is left as it is");
                 return Ok(Ended::Kept);
@@ -386,6 +439,7 @@ impl Daemon {
                 Some(command) = commands.recv() => self.take_command(command).await,
                 _ = terminate.recv() => self.end("SIGTERM"),
                 _ = interrupt.recv() => self.end("SIGINT"),
+                _ = hangup.recv() => self.reload(&Client::of_the_log()),
             }
         }
         self.finish()
@@ -397,7 +451,7 @@ impl Daemon {
         }
         // A failed notification changes nothing here.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        if self.on_exit == cli::OnExit::Keep && self.unloading.is_empty() && !self.observe {
+        if self.settings.on_exit() == cli::OnExit::Keep && self.unloading.is_empty() && !self.observe {
             self.keeping = true;
             return;
         }
@@ -505,6 +559,8 @@ impl Daemon {
                     let vlan = vlan_ids(self.datapath.segment(event.key.interface).vlan);
                     self.journal.engine(&event, &interface, vlan);
                 }
+                Action::Held { key } => self.held(&key),
+                Action::Flip { group } => self.flip_group(group),
                 Action::Answer { request, answer } => self.answer(request, &answer),
             }
         }
@@ -538,11 +594,13 @@ impl Daemon {
             return;
         }
         let claimed = spec.map(|spec| {
-            let flags = self.notes.get(&key).map(|notes| notes.how).unwrap_or_default();
+            let (flags, from_file) =
+                self.notes.get(&key).map(|notes| (notes.how, notes.from_file)).unwrap_or_default();
             let How { allow_flux, blackhole_ok, group, .. } = flags;
             Claimed {
                 prefix_length: spec.prefix_length,
                 how: How { allow_flux, blackhole_ok, group, ..How::of(&spec) },
+                from_file,
             }
         });
         if let Err(error) = self.state.claim(key, claimed) {

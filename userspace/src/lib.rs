@@ -3,6 +3,7 @@
 pub mod address;
 pub mod cli;
 pub mod client;
+pub mod config;
 pub mod daemon;
 pub mod events;
 pub mod exit;

@@ -5,16 +5,23 @@ use std::io;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
+use crate::config::LogLevel;
+
 /// Starts logging to standard error and returns the level of the program's messages for aya-log: 0 off to 5 trace.
 ///
-/// `verbose` is the number of `-v`; RUST_LOG goes before it. Lines are written by a thread of their own, and
+/// `verbose` is the number of `-v`; RUST_LOG goes before it, and it goes before what is `configured`. Lines are written by a thread of their own, and
 /// dropped when it cannot keep up: nothing on the announce path waits for a log. The guard flushes at the end.
 ///
 /// # Errors
 /// RUST_LOG is not understood.
-pub fn start(verbose: u8) -> anyhow::Result<(WorkerGuard, u8)> {
+pub fn start(verbose: u8, configured: LogLevel) -> anyhow::Result<(WorkerGuard, u8)> {
     let own = match verbose {
-        0 => "info",
+        0 => match configured {
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        },
         1 => "debug",
         _ => "trace",
     };

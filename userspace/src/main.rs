@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use arpwarden::{
     cli::{Cli, Command},
     client::{self, complain},
+    config::Config,
     daemon,
     exit::Exit,
     instance::Instance,
@@ -24,6 +25,16 @@ fn main() -> ExitCode {
                 stop.exit
             }
         },
+        Command::Check { file } => match Config::load(file) {
+            Ok(_) => {
+                println!("{}: right", file.display());
+                Exit::Done
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                Exit::Usage
+            }
+        },
         Command::Probe(arguments) => with_runtime(probe::run(arguments)),
         Command::Unload => with_runtime(unload::run(&instance)),
         Command::Completions { shell } => {
@@ -37,6 +48,7 @@ fn main() -> ExitCode {
         | Command::Announce(_)
         | Command::Renew(_)
         | Command::Repair(_)
+        | Command::Reload
         | Command::Explain(_)
         | Command::Status(_)
         | Command::Events(_) => client::perform(&instance, &cli.command),
@@ -60,8 +72,13 @@ fn with_runtime(work: impl Future<Output = Exit>) -> Exit {
 }
 
 fn run(instance: &Instance, arguments: &arpwarden::cli::Run, verbose: u8) -> Result<(), daemon::Stop> {
-    let (guard, level) = log::start(verbose)?;
-    let result = runtime()?.block_on(daemon::run(instance.clone(), arguments, level));
+    let config = match &arguments.config {
+        // Relative to where the daemon was started, which stays its directory.
+        Some(path) => Config::load(path).map_err(|error| daemon::Stop::new(Exit::Usage, error.into()))?,
+        None => Config::default(),
+    };
+    let (guard, level) = log::start(verbose, config.daemon.log.unwrap_or_default())?;
+    let result = runtime()?.block_on(daemon::run(instance.clone(), arguments, config, level));
     drop(guard);
     result
 }

@@ -134,6 +134,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
         lease: None,
         register: Register::Address,
         on_removed: OnRemoved::Restore,
+        joint: false,
     };
     let port = Port::accepting(mac, link.index);
     let own_macs = link::own_macs(links.values());
@@ -179,7 +180,9 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
                 | Action::Remove { .. }
                 | Action::Deregister { .. }
                 | Action::Lease { .. }
-                | Action::Remember { .. } => None,
+                | Action::Remember { .. }
+                | Action::Held { .. }
+                | Action::Flip { .. } => None,
             };
             if let Some(outcome) = outcome {
                 engine.handle(clock::now(), outcome, &mut KernelDice);

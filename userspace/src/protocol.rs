@@ -29,6 +29,13 @@ pub enum Request {
         /// Put the program on the interface first if it does not carry it.
         attach_now: bool,
     },
+    /// Claim all addresses of groups of the configuration, of each all or none.
+    OnlineGroups {
+        /// Which ones.
+        groups: Vec<GroupName>,
+    },
+    /// Apply the difference that was made to the configuration file.
+    Reload {},
     /// Give addresses up.
     Offline {
         /// Which ones; empty, and no groups: all.
@@ -279,6 +286,7 @@ impl How {
                 RemovedPolicy::GiveUp => OnRemoved::GiveUp,
                 RemovedPolicy::Report => OnRemoved::Report,
             },
+            joint: false,
         }
     }
 
@@ -337,6 +345,13 @@ pub enum Response {
         /// How it ended.
         exit: Exit,
         /// In words, without the address.
+        message: String,
+    },
+    /// How it went with something that is no address.
+    Note {
+        /// How it ended.
+        exit: Exit,
+        /// In words.
         message: String,
     },
     /// Answer to [`Request::Status`].

@@ -62,6 +62,9 @@ pub struct Claimed {
     pub prefix_length: u8,
     /// The rest.
     pub how: How,
+    /// Because the configuration file says so, and not by hand.
+    #[serde(default)]
+    pub from_file: bool,
 }
 
 /// What the first line says; what another boot or network namespace has left is not here.
@@ -346,7 +349,7 @@ mod tests {
     }
 
     fn claimed(wait_ms: u64) -> Claimed {
-        Claimed { prefix_length: 24, how: How { wait_ms, ..How::default() } }
+        Claimed { prefix_length: 24, how: How { wait_ms, ..How::default() }, from_file: false }
     }
 
     fn text(header: &Header, lines: &[Line]) -> String {

@@ -86,6 +86,8 @@ enum Task {
     },
     /// Measure: nanoseconds per frame, and bulk TCP through the interface
     Bench,
+    /// Write docs/configuration.md anew from the table that parses the file
+    Reference,
     /// Format, clippy, rustdoc, and the dependency rules where cargo-deny is there
     Lint {
         /// Get cargo-deny if it is missing, and insist on it
@@ -167,6 +169,15 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
         Task::Bench => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;
             process::run(&mut process::as_root(build::benchmark()?, &[])?)?;
+        }
+        Task::Reference => {
+            setup::ensure(&[Set::Build], yes)?;
+            let test = "config::tests::the_reference_is_up_to_date";
+            let mut write = process::cargo();
+            write
+                .args(["test", "--package", "arpwarden", "--lib", test])
+                .env("ARPWARDEN_WRITE_REFERENCE", "1");
+            process::run(&mut write)?;
         }
         Task::Lint { deny } => {
             let sets: &[Set] =

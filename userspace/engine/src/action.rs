@@ -61,6 +61,17 @@ pub enum Action {
         /// 1..=32.
         prefix_length: u8,
     },
+    /// A joint claim has got as far as it gets alone: nobody objected, and the kernel has the address. It stays shielded,
+    /// and a claim still refuses it.
+    Held {
+        /// Which one.
+        key: AddressKey,
+    },
+    /// All words of a joint claim say that they may answer: let the group answer, before the frames that follow.
+    Flip {
+        /// As [`crate::Input::TakeAll`] named it.
+        group: u32,
+    },
     /// Put a frame on the wire. Outcome: `Sent`.
     Send {
         /// For which address; its interface is where the frame leaves.

@@ -120,6 +120,9 @@ pub struct OnlineSpec {
     pub register: Register,
     /// What is done when somebody else takes it off the interface.
     pub on_removed: OnRemoved,
+    /// One of several that are to be ours at once or not at all: the claim halts, shielded and listening, where nothing
+    /// but [`Input::TakeAll`] is missing. Never part of the comparison with a managed address.
+    pub joint: bool,
 }
 
 /// A host that claimed or probed for an address.
@@ -270,6 +273,25 @@ pub enum Input {
         /// Which one.
         key: AddressKey,
         /// How.
+        spec: OnlineSpec,
+    },
+    /// Take addresses on that were claimed jointly, if all of them [are held](crate::action::Action::Held): all words
+    /// first, then [`crate::action::Action::Flip`], then frames. Otherwise nothing happens; those that were held for
+    /// too long are probed for again and told of anew.
+    TakeAll {
+        /// For [`crate::action::Action::Flip`].
+        group: u32,
+        /// Which ones.
+        keys: Vec<AddressKey>,
+    },
+    /// Change what holds for an address without giving it up: all of the parameters but prefix length, registration,
+    /// lease and how it began.
+    Adjust {
+        /// Whom to answer.
+        request: RequestId,
+        /// Which one.
+        key: AddressKey,
+        /// What holds from now on.
         spec: OnlineSpec,
     },
     /// Give an address up.

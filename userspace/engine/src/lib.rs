@@ -97,6 +97,10 @@ impl Engine {
                     self.add(now, key, request, dice, |turn| Managed::watched(key, request, turn));
                 }
             }
+            Input::TakeAll { group, keys } => self.take_all(now, group, &keys, dice),
+            Input::Adjust { request, key, spec } => {
+                self.command(now, key, request, dice, |address, turn| address.adjust(request, &spec, turn));
+            }
             Input::Offline { request, key, watch } => {
                 self.command(now, key, request, dice, |address, turn| address.offline(request, watch, turn));
             }
@@ -268,6 +272,31 @@ impl Engine {
             self.turn(now, key, dice, |address, turn| address.interface_changed(&before, turn));
         }
         self.flush(now, index, dice);
+    }
+
+    /// Takes addresses on that were claimed jointly: all or none.
+    fn take_all(&mut self, now: MonoTime, group: u32, keys: &[AddressKey], dice: &mut dyn Dice) {
+        let mut held = true;
+        let mut stale = Vec::new();
+        for key in keys {
+            // A lease that is past ends a claim here.
+            held &= self.turn(now, *key, dice, |address, _| address.is_held()) == Some(true);
+            if self.addresses.get(key).is_some_and(|address| address.is_held_too_long(now)) {
+                stale.push(*key);
+            }
+        }
+        if held && stale.is_empty() {
+            for key in keys {
+                self.turn(now, *key, dice, Managed::take_held);
+            }
+            self.actions.push_back(Action::Flip { group });
+        }
+        for key in stale {
+            self.turn(now, key, dice, Managed::probe_again);
+        }
+        for index in keys.iter().map(|key| key.interface).collect::<BTreeSet<_>>() {
+            self.flush(now, index, dice);
+        }
     }
 
     /// The addresses of an interface.

@@ -57,6 +57,9 @@ pub const REPORT_DELAY: Duration = Duration::from_secs(1);
 /// address, or this process or the machine has slept that long, the probes are repeated, shielded. A thousand
 /// registrations in a row take a fifth of it.
 pub const SILENCE_LASTS: Duration = Duration::from_secs(1);
+/// How long a joint claim may wait for the others, listening, before it is probed for again: longer than probes of the
+/// slowest profile can lag behind those of the fastest (7 s, RFC 5227 §2.1.1), so that all can be held at once.
+pub const HELD_LASTS: Duration = Duration::from_secs(10);
 /// After a link came up its announcements are repeated once after this time, and the first probe waits for it: a switch
 /// port forwards only some 30–75 ms after link up.
 pub const LINK_SETTLE: Duration = Duration::from_millis(100);

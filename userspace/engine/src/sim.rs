@@ -539,6 +539,8 @@ impl Net {
                     self.transmit(host, frame);
                     self.tell(host, Input::Sent { key, purpose, frame, result: Ok(()) });
                 }
+                Action::Held { key } => self.tell(host, Input::TakeAll { group: 0, keys: vec![key] }),
+                Action::Flip { .. } => {}
                 Action::Event(event) => {
                     self.story.push((now, host, Happening::Event(event.key, event.kind.clone())));
                     self.at_mut(host).events.push((now, event.kind));

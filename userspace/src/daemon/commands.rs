@@ -48,6 +48,8 @@ impl Daemon {
                     debug!(uid = peer.uid(), pid = peer.pid(), "asked for {words}");
                 }
                 Request::Online { .. }
+                | Request::OnlineGroups { .. }
+                | Request::Reload {}
                 | Request::Offline { .. }
                 | Request::Watch { .. }
                 | Request::Unwatch { .. }
@@ -74,6 +76,12 @@ impl Daemon {
                     self.online(&client, &interface, index, cidr, how).await;
                 }
             }
+            Request::OnlineGroups { groups } => {
+                for name in groups {
+                    self.bring_group_online(&client, name, true).await;
+                }
+            }
+            Request::Reload {} => self.reload(&client),
             Request::Offline { addresses, groups, interface, watch } => {
                 for name in &groups {
                     self.give_up_group(&client, *name, watch);
@@ -102,14 +110,7 @@ impl Daemon {
             Request::Watch { addresses, interface } => {
                 let Some(index) = self.interface_for(&client, &interface, false) else { return };
                 for address in addresses {
-                    let key = Self::key(index, address);
-                    self.submit(Pending::new(&client, key, Verb::Watch), |request| Input::Watch {
-                        request,
-                        key,
-                    });
-                    if self.locals.contains_key(&address) {
-                        self.tell(Input::Local { key, local: true });
-                    }
+                    self.watch_address(&client, index, address);
                 }
             }
             Request::Unwatch { addresses, interface } => {
@@ -174,29 +175,20 @@ impl Daemon {
     }
 
     /// Claims an address, unless what the host is forbids it.
-    async fn online(&mut self, client: &Rc<Client>, interface: &str, index: u32, cidr: Cidr, how: How) {
+    pub(super) async fn online(
+        &mut self,
+        client: &Rc<Client>,
+        interface: &str,
+        index: u32,
+        cidr: Cidr,
+        how: How,
+    ) {
         let address = cidr.address();
         let key = Self::key(index, address);
-        // In the place of what answers now, which is on the interface already.
-        let adopt = how.adopt || self.observe && self.locals.contains_key(&address);
-        if let Some(refusal) = self.refuse_local(&key, adopt) {
-            return client.result(address, Some(interface), refusal);
-        }
-        let mut warning = None;
-        if how.register == RegisterWay::None {
-            if !how.blackhole_ok
-                && let Some(why) = self.leads_nowhere(&key).await
-            {
-                let why = format!("{why}; or accept it with --blackhole-ok");
-                return client.result(address, Some(interface), (Exit::Failed, why));
-            }
-        } else if let Some(flux) = self.flux(&key) {
-            if how.lease_ms.is_some() && !how.allow_flux {
-                let why = format!("{flux}, and no lease silences that; or accept it with --allow-flux");
-                return client.result(address, Some(interface), (Exit::Failed, why));
-            }
-            warning = Some(flux);
-        }
+        let Permitted { adopt, warning } = match self.permit(&key, how).await {
+            Ok(permitted) => permitted,
+            Err(refusal) => return client.result(address, Some(interface), refusal),
+        };
         let before = self.group_of(&key);
         let in_force = self
             .engine
@@ -208,7 +200,9 @@ impl Daemon {
             {
                 return client.result(address, Some(interface), (Exit::Failed, why));
             }
-            self.notes.entry(key).or_default().how = how;
+            let from_file = self.is_from_file(interface, cidr.address());
+            let notes = self.notes.entry(key).or_default();
+            (notes.how, notes.from_file) = (how, from_file);
             if self.engine.get(&key).is_some() {
                 self.join_group(&key);
             }
@@ -228,6 +222,40 @@ impl Daemon {
         let spec = OnlineSpec { adopt, lease: lease.into_iter().flatten().min(), ..spec };
         let pending = Pending { warning, ..Pending::new(client, key, Verb::Online(spec)) };
         self.submit(pending, |request| Input::Online { request, key, spec });
+    }
+
+    pub(super) fn watch_address(&mut self, client: &Rc<Client>, index: u32, address: Ipv4Addr) {
+        let key = Self::key(index, address);
+        self.submit(Pending::new(client, key, Verb::Watch), |request| Input::Watch { request, key });
+        if self.locals.contains_key(&address) {
+            self.tell(Input::Local { key, local: true });
+        }
+    }
+
+    /// Whether what the host is allows a claim.
+    pub(super) async fn permit(&self, key: &AddressKey, how: How) -> Result<Permitted, (Exit, String)> {
+        // In the place of what answers now, which is on the interface already.
+        let adopt = how.adopt || self.observe && self.locals.contains_key(&key.address.into());
+        if let Some(refusal) = self.refuse_local(key, adopt) {
+            return Err(refusal);
+        }
+        if how.register == RegisterWay::None {
+            if !how.blackhole_ok
+                && let Some(why) = self.leads_nowhere(key).await
+            {
+                return Err((Exit::Failed, format!("{why}; or accept it with --blackhole-ok")));
+            }
+            return Ok(Permitted { adopt, warning: None });
+        }
+        let flux = self.flux(key);
+        if let Some(flux) = &flux
+            && how.lease_ms.is_some()
+            && !how.allow_flux
+        {
+            let why = format!("{flux}, and no lease silences that; or accept it with --allow-flux");
+            return Err((Exit::Failed, why));
+        }
+        Ok(Permitted { adopt, warning: flux })
     }
 
     /// Gives all addresses of a group up: all are silent before the first of them leaves its interface.
@@ -389,10 +417,11 @@ impl Daemon {
         })
     }
 
-    fn submit(&mut self, pending: Pending, input: impl FnOnce(RequestId) -> Input) {
+    pub(super) fn submit(&mut self, pending: Pending, input: impl FnOnce(RequestId) -> Input) -> RequestId {
         let request = self.new_request();
         self.pending.insert(request, pending);
         self.tell(input(request));
+        request
     }
 
     /// Submits a command for each managed key of the addresses.
@@ -418,7 +447,9 @@ impl Daemon {
                     let message = format!("its lease is that of its group: renew @{name}");
                     client.result(address, interface, (Exit::Failed, message));
                 }
-                [key] => self.submit(Pending::new(client, key, verb), |request| input(request, key)),
+                [key] => {
+                    self.submit(Pending::new(client, key, verb), |request| input(request, key));
+                }
                 [] => client.result(address, interface, verb.unknown()),
                 ref keys => {
                     let names = keys.iter().map(|key| self.interface_name(key.interface)).collect::<Vec<_>>();
@@ -430,7 +461,16 @@ impl Daemon {
     }
 
     pub(super) fn answer(&mut self, request: RequestId, answer: &Answer) {
-        let Some(Pending { client, key, verb, warning }) = self.pending.remove(&request) else { return };
+        if let Some(changing) = &mut self.changing {
+            changing.open.remove(&request);
+        }
+        let Some(Pending { client, key, verb, joint, warning }) = self.pending.remove(&request) else {
+            return;
+        };
+        let alone = match joint {
+            Some(name) => self.joint_answer(name, key, answer),
+            None => true,
+        };
         let interface = self.interface_name(key.interface);
         let own = self.links.get(&key.interface).and_then(|link| link.mac);
         let (exit, mut words) = verb.words(answer, own);
@@ -438,7 +478,9 @@ impl Daemon {
             words += "; warning: ";
             words += &warning;
         }
-        client.result(key.address.into(), Some(&interface), (exit, words));
+        if alone {
+            client.result(key.address.into(), Some(&interface), (exit, words));
+        }
     }
 
     fn status(&self, only: Option<Ipv4Addr>) -> anyhow::Result<Status> {
@@ -548,6 +590,8 @@ fn summary(request: &Request) -> String {
         Request::Online { addresses, interface, .. } => {
             format!("{} on {interface}", many("online", addresses.len()))
         }
+        Request::OnlineGroups { groups } => format!("online of groups {groups:?}"),
+        Request::Reload {} => "reload".to_owned(),
         Request::Offline { groups, .. } if !groups.is_empty() => format!("offline of groups {groups:?}"),
         Request::Renew { groups, .. } if !groups.is_empty() => format!("renew of groups {groups:?}"),
         Request::Offline { addresses, .. } if addresses.is_empty() => "offline of all addresses".to_owned(),
@@ -565,16 +609,28 @@ fn summary(request: &Request) -> String {
     }
 }
 
+/// A claim that what the host is allows.
+pub(super) struct Permitted {
+    /// Take over what is on the interface already.
+    pub(super) adopt: bool,
+    /// What should be said of it.
+    pub(super) warning: Option<String>,
+}
+
 /// What a command wants of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Verb {
     Online(OnlineSpec),
-    Offline { watch: bool },
+    Offline {
+        watch: bool,
+    },
     Watch,
     Unwatch,
     Announce,
     Renew(Duration),
     Repair,
+    /// Other parameters for what is managed already.
+    Adjust,
 }
 
 impl Verb {
@@ -587,6 +643,7 @@ impl Verb {
             Self::Announce => "announce",
             Self::Renew(_) => "renew",
             Self::Repair => "repair",
+            Self::Adjust => "change",
         }
     }
 
@@ -598,7 +655,8 @@ impl Verb {
             | Self::Unwatch
             | Self::Announce
             | Self::Renew(_)
-            | Self::Repair => String::new(),
+            | Self::Repair
+            | Self::Adjust => String::new(),
         }
     }
 
@@ -606,10 +664,12 @@ impl Verb {
     fn unknown(self) -> (Exit, String) {
         match self {
             Self::Offline { .. } | Self::Unwatch => (Exit::Done, "not managed; nothing to do".to_owned()),
-            Self::Online(_) | Self::Watch | Self::Announce | Self::Renew(_) | Self::Repair => (
-                Exit::Failed,
-                format!("not managed, so there is nothing to {}; see 'arpwarden status'", self.name()),
-            ),
+            Self::Online(_) | Self::Watch | Self::Announce | Self::Renew(_) | Self::Repair | Self::Adjust => {
+                (
+                    Exit::Failed,
+                    format!("not managed, so there is nothing to {}; see 'arpwarden status'", self.name()),
+                )
+            }
         }
     }
 
@@ -624,6 +684,7 @@ impl Verb {
                     Self::Offline { watch: false } => "offline".to_owned(),
                     Self::Offline { watch: true } => "offline, watched from now on".to_owned(),
                     Self::Watch => "watched".to_owned(),
+                    Self::Adjust => "changed; it stayed as it was on the network".to_owned(),
                     Self::Unwatch => "watched no more".to_owned(),
                     Self::Announce => format!("announced{own}"),
                     Self::Renew(lease) => format!("may answer for {} s from now", lease.as_secs_f64()),

@@ -16,11 +16,14 @@ use arpwarden_common::{
 };
 use arpwarden_engine::{
     Input, Interface, MonoTime, Reason,
-    input::{Claimant, Pace, Register, Sighting, SightingKind},
+    input::{Claimant, MoveBudget, Register, Sighting, SightingKind},
 };
 use tracing::{info, warn};
 
-use super::{Carrier, Daemon, Stop, Verb, find_link};
+use super::{
+    Carrier, Daemon, Stop, Verb, find_link,
+    settings::{tighter, with_moves},
+};
 use crate::{
     cli,
     io::{
@@ -69,7 +72,13 @@ impl Daemon {
     pub(super) fn port(&self, carrier: u32, mac: MacAddr) -> Port {
         let observe = if self.observe { Port::OBSERVE } else { 0 };
         let port = Port::accepting(mac, carrier);
-        Port { flags: port.flags | observe, ..port }
+        with_moves(Port { flags: port.flags | observe, ..port }, self.moves_of(carrier))
+    }
+
+    /// The move budget for frames that come in by an interface, for itself and all that stands on it.
+    fn moves_of(&self, carrier: u32) -> Option<MoveBudget> {
+        let on_it = self.carried_by(carrier).into_iter().chain([carrier]);
+        on_it.map(|index| self.settings.pace(&self.interface_name(index)).1).fold(None, tighter)
     }
 
     /// The ports of an interface that carries the program: itself, and the members of a bond, in whose names a native
@@ -116,7 +125,7 @@ impl Daemon {
     }
 
     /// The interfaces whose frames this one carries.
-    fn carried_by(&self, carrier: u32) -> Vec<u32> {
+    pub(super) fn carried_by(&self, carrier: u32) -> Vec<u32> {
         let on = self.interfaces.iter().filter(|(_, under)| **under == carrier);
         on.map(|(index, _)| *index).collect()
     }
@@ -132,7 +141,8 @@ impl Daemon {
         let mac = self.links.get(&index).and_then(|link| link.mac);
         let Some((mac, (_, carrier))) = mac.zip(self.carrier_of(index)) else { return };
         let up = up || carrier.settling_until.is_some();
-        let interface = Interface { mac, pace: Pace::Plain, moves: None, up, path: carrier.path };
+        let (path, (pace, moves)) = (carrier.path, self.settings.pace(&self.interface_name(index)));
+        let interface = Interface { mac, pace, moves, up, path };
         self.tell(Input::Interface { index, interface });
     }
 
@@ -145,14 +155,17 @@ impl Daemon {
             return Err(Stop::failed(anyhow!("interface #{index} has gone")));
         };
         let Segment { carrier, .. } = link::segment(link, &self.links).map_err(Stop::failed)?;
-        self.attach_to(carrier)?;
+        let name = link.name.clone();
+        self.attach_to(carrier, &name)?;
         self.interfaces.insert(index, carrier);
+        // What stands on it may have a move budget of its own.
+        self.tell_ports(carrier)?;
         self.tell_interface(index);
         Ok(())
     }
 
-    /// Puts the program on an interface.
-    fn attach_to(&mut self, index: u32) -> Result<(), Stop> {
+    /// Puts the program on an interface, for addresses on the one of this name.
+    fn attach_to(&mut self, index: u32, asked: &str) -> Result<(), Stop> {
         if self.carriers.contains_key(&index) {
             return Ok(());
         }
@@ -160,7 +173,9 @@ impl Daemon {
             return Err(Stop::failed(anyhow!("interface #{index} has gone")));
         };
         let name = link.name.clone();
-        let (mut mode, mut price) = match self.attach {
+        let names = [name.as_str(), asked];
+        let (attach, on_hidden) = (self.settings.attach(&names), self.settings.vlan_offload(&names));
+        let (mut mode, mut price) = match attach {
             cli::Attach::Auto => link::auto_mode(link, link::driver(link).as_deref()),
             cli::Attach::Native if link.kind.as_deref() == Some("veth") => (
                 Mode::Native,
@@ -173,7 +188,7 @@ impl Daemon {
         let mut vlan_tags = link::vlan_tags(mode, link, &self.links);
         let mut offload = None;
         if let Err(refusal) = link::tags_permit(link, &self.links, &vlan_tags) {
-            match (self.vlan_offload, self.attach) {
+            match (on_hidden, attach) {
                 (None, cli::Attach::Auto) => {
                     (mode, price) = (
                         Mode::Tc,
@@ -213,7 +228,7 @@ impl Daemon {
         let attached = self.tell_ports(index).and_then(|()| {
             let mut attached = self.datapath.attach(index, &name, mode);
             // Drivers learn it with some kernel (igc with 5.13), and may not do it at this MTU or with these queues.
-            if self.attach == cli::Attach::Auto
+            if attach == cli::Attach::Auto
                 && attached.as_ref().is_err_and(|error| error.is_unsupported())
             {
                 (mode, price) = (

@@ -26,9 +26,9 @@ use super::{
     COMMANDS, Carrier, Daemon, Ended, Signals, Stop, find_link,
     host::{Awaited, Wanted},
     registrar, remove_leftovers,
+    settings::Settings,
 };
 use crate::{
-    cli,
     events::Journal,
     exit::Exit,
     instance::{Instance, Lock},
@@ -45,7 +45,7 @@ use crate::{
 
 pub(super) async fn serve(
     instance: &Instance,
-    arguments: &cli::Run,
+    settings: Settings,
     log_level: u8,
     lock: &Lock,
 ) -> Result<Ended, Stop> {
@@ -53,6 +53,7 @@ pub(super) async fn serve(
     let signals = Signals {
         terminate: signal(SignalKind::terminate()).context("watching for SIGTERM")?,
         interrupt: signal(SignalKind::interrupt()).context("watching for SIGINT")?,
+        hangup: signal(SignalKind::hangup()).context("watching for SIGHUP")?,
     };
     // Subscribed before the first dump, so that no change falls between the two.
     let (netlink, changes) = Netlink::open().context("opening a netlink socket")?;
@@ -62,11 +63,11 @@ pub(super) async fn serve(
     let (state, left) = lock.state_file().map_err(Stop::leaving)?;
     // Where an earlier run has left something, a start that fails leaves it as it is.
     let kept = |stop: Stop| Stop { leaves: stop.leaves || pins.exists() || !left.is_empty(), ..stop };
-    let group = arguments.socket_group.as_deref().map(group_id).transpose().map_err(kept)?;
+    let group = settings.socket_group().map(group_id).transpose().map_err(kept)?;
     if !pins.exists() {
         // Nothing keeps the kernel silent about what is left on the interfaces.
         remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
-    } else if arguments.observe {
+    } else if settings.observe() {
         let error = anyhow!(
             "an earlier run of instance '{0}' has left addresses that are being answered, and --observe answers \
              none; run 'arpwarden --instance {0} unload' first, or choose another --instance",
@@ -77,7 +78,8 @@ pub(super) async fn serve(
     let links = netlink.links().await.map_err(|error| kept(Stop::failed(error)))?;
     // Refused interfaces cost nothing: nothing is loaded yet.
     let mut interfaces = Vec::new();
-    for name in &arguments.interfaces {
+    let names = settings.interfaces();
+    for name in &names {
         interfaces.push(find_link(&links, name).map_err(kept)?.index);
     }
     let (mut datapath, found) = Datapath::open(&pins, log_level).map_err(|error| {
@@ -106,10 +108,11 @@ pub(super) async fn serve(
     let fresh = matches!(found, Found::Nothing);
     let mut daemon = Daemon {
         instance: instance.clone(),
-        attach: arguments.attach,
-        vlan_offload: arguments.vlan_offload,
-        on_exit: arguments.on_exit,
-        observe: arguments.observe,
+        observe: settings.observe(),
+        // The file is applied as the difference to what is there, when that is known.
+        settings,
+        joint: BTreeMap::new(),
+        changing: None,
         engine: Engine::new(),
         dice: KernelDice,
         datapath,
@@ -123,7 +126,7 @@ pub(super) async fn serve(
         locals: BTreeMap::new(),
         carriers: BTreeMap::new(),
         interfaces: BTreeMap::new(),
-        awaited: arguments.interfaces.iter().map(|name| (name.clone(), Vec::new())).collect(),
+        awaited: names.into_iter().map(|name| (name, Vec::new())).collect(),
         former_macs: BTreeMap::new(),
         beat: MonoTime(0),
         slept: 0,
@@ -151,13 +154,14 @@ pub(super) async fn serve(
         warn!("telling the service manager that the daemon is ready failed: {error}");
     }
     info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
+    daemon.apply_at_start();
     daemon.run(events, changes, outcomes, waiting, signals).await
 }
 
-fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {
+pub(super) fn group_id(name: &str) -> Result<nix::unistd::Gid, Stop> {
     match nix::unistd::Group::from_name(name).context("reading the group database")? {
         Some(group) => Ok(group.gid),
-        None => Err(Stop::new(Exit::Usage, anyhow!("--socket-group: there is no group '{name}'"))),
+        None => Err(Stop::new(Exit::Usage, anyhow!("socket group: there is no group '{name}'"))),
     }
 }
 
@@ -264,7 +268,8 @@ impl Daemon {
             let (key, number) = (kept.key, kept.group);
             if has_interface(&key) && self.interfaces.contains_key(&key.interface) {
                 if let Some(claimed) = left.claimed(&key) {
-                    self.notes.entry(key).or_default().how = claimed.how;
+                    let notes = self.notes.entry(key).or_default();
+                    (notes.how, notes.from_file) = (claimed.how, claimed.from_file);
                     if let Some(name) = claimed.how.group.filter(|_| number == 0) {
                         match self.group_that_answers(name) {
                             Ok(_) => self.join_group(&key),

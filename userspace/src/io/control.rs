@@ -203,6 +203,7 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
 fn room(request: &Request) -> usize {
     let addresses = match request {
         Request::Online { addresses, .. } => addresses.len(),
+        Request::OnlineGroups { .. } | Request::Reload {} => arpwarden_common::abi::MAX_ADDRESSES as usize,
         // Of all or of groups, as many as the maps hold.
         Request::Offline { addresses, groups, .. } | Request::Renew { addresses, groups, .. }
             if addresses.is_empty() || !groups.is_empty() =>

@@ -84,6 +84,7 @@ impl Managed {
                 lease: kept.lease_until.map(|until| until.since(turn.now)),
                 register: Register::default(),
                 on_removed: OnRemoved::default(),
+                joint: false,
             });
         }
         (self.lease, self.told_lease) = (kept.lease_until, kept.lease_until);
@@ -108,7 +109,7 @@ impl Managed {
     }
 
     /// It is to be on the interface and is not.
-    fn is_missing(&self) -> bool {
+    pub(super) fn is_missing(&self) -> bool {
         !self.local && self.spec.is_some_and(|spec| spec.register == Register::Address)
     }
 

@@ -13,12 +13,12 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    action::{Answer, EventKind, Purpose, Reason},
+    action::{Action, Answer, EventKind, Purpose, Reason},
     input::{Claim, Claimant, MonoTime, OnlineSpec, Profile, Register},
     pace::Wish,
     params::{
-        self, BACKOFF_MIN, LINK_SETTLE, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES, SEND_RETRY,
-        SILENCE_LASTS,
+        self, BACKOFF_MIN, HELD_LASTS, LINK_SETTLE, MAX_CONFLICTS, RATE_LIMIT_INTERVAL, SEND_FAILURES,
+        SEND_RETRY, SILENCE_LASTS,
     },
 };
 
@@ -37,6 +37,8 @@ pub(super) enum Step {
     Listening { until: MonoTime },
     /// The kernel was asked to add the address.
     Registering,
+    /// A joint claim waits for the others since then.
+    Held { since: MonoTime },
 }
 
 /// A claim: every attempt of it and the waits between them.
@@ -201,9 +203,21 @@ impl Managed {
         })
     }
 
-    /// The kernel has it: ours.
+    /// The kernel has it: ours, or held for those that it was claimed together with.
     pub(super) fn take(&mut self, turn: &mut Turn<'_>) {
         let Some(spec) = self.attempted() else { return };
+        if spec.joint
+            && !self.recheck
+            && !matches!(self.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
+        {
+            self.go_to(Step::Held { since: turn.now });
+            self.publish(turn);
+            turn.actions.push_back(Action::Held { key: self.key });
+            return;
+        }
+        if let Some(spec) = &mut self.spec {
+            spec.joint = false;
+        }
         self.attempt = None;
         self.recheck = false;
         self.stop_repairs(turn);
@@ -220,6 +234,29 @@ impl Managed {
         }
         self.step(State::Announcing, reason, turn);
         self.start_plan_if_installed(turn);
+    }
+
+    /// A joint claim that waits for the others.
+    pub fn is_held(&self) -> bool {
+        matches!(self.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
+    }
+
+    /// Whether the silence before was too long ago to take the address on.
+    pub(crate) fn is_held_too_long(&self, now: MonoTime) -> bool {
+        matches!(self.attempt, Some(Attempt { step: Step::Held { since }, .. }) if now.since(since) > HELD_LASTS)
+    }
+
+    /// The others are there too.
+    pub(crate) fn take_held(&mut self, turn: &mut Turn<'_>) {
+        if self.is_held() {
+            self.take(turn);
+        }
+    }
+
+    /// Asks for it again, shielded.
+    pub(crate) fn probe_again(&mut self, turn: &mut Turn<'_>) {
+        self.go_to(Step::Settling);
+        self.settle(turn);
     }
 
     /// Another host was there first, or at the same time (RFC 5227 §2.1.1).

@@ -65,6 +65,19 @@ impl Managed {
         }
     }
 
+    /// What holds from now on, without a step.
+    pub(crate) fn adjust(&mut self, request: RequestId, spec: &OnlineSpec, turn: &mut Turn<'_>) {
+        let Some(present) = self.spec else {
+            turn.answer(request, Answer::WrongState(self.state));
+            return;
+        };
+        let OnlineSpec { prefix_length, register, lease, adopt, joint, .. } = present;
+        self.spec = Some(OnlineSpec { prefix_length, register, lease, adopt, joint, ..*spec });
+        self.remember(turn);
+        self.publish(turn);
+        turn.answer(request, Answer::Done);
+    }
+
     /// A new claim of an address that is managed already.
     pub(super) fn claim(&mut self, request: RequestId, spec: OnlineSpec, turn: &mut Turn<'_>) {
         if spec.adopt {

@@ -242,6 +242,9 @@ impl Managed {
         }
         self.local = false;
         self.publish(turn);
+        if self.is_held() && self.registration == Registration::Absent && self.is_missing() {
+            self.probe_again(turn);
+        }
     }
 
     /// Nothing has contradicted the report.

@@ -24,9 +24,14 @@ impl Managed {
         let attempt = match self.attempt.map(|attempt| attempt.step) {
             Some(Step::Waiting { due, .. }) => Some(due),
             Some(Step::Listening { until }) => Some(until),
-            Some(Step::Settling | Step::Queued { .. } | Step::Flying { .. } | Step::Registering) | None => {
-                None
-            }
+            Some(
+                Step::Settling
+                | Step::Queued { .. }
+                | Step::Flying { .. }
+                | Step::Registering
+                | Step::Held { .. },
+            )
+            | None => None,
         };
         let registration = match self.registration {
             Registration::Refused { retry, .. } => Some(retry),

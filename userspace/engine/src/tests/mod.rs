@@ -7,6 +7,7 @@ mod claiming;
 mod defending;
 mod giving_up;
 mod golden;
+mod joint;
 mod leases;
 mod links;
 mod many;
@@ -49,6 +50,7 @@ pub(crate) const SPEC: OnlineSpec = OnlineSpec {
     lease: None,
     register: Register::Address,
     on_removed: OnRemoved::Restore,
+    joint: false,
 };
 
 pub(crate) const fn ms(ms: u64) -> Duration {
@@ -149,7 +151,9 @@ impl Rig {
                 | Action::Remember { .. }
                 | Action::Remove { .. }
                 | Action::Event(_)
-                | Action::Answer { .. } => None,
+                | Action::Answer { .. }
+                | Action::Held { .. }
+                | Action::Flip { .. } => None,
             };
             if let Some(outcome) = outcome {
                 self.engine.handle(self.now, outcome, &mut self.dice);

@@ -31,9 +31,10 @@ fn specs() -> impl Strategy<Value = OnlineSpec> {
         leases(),
         prop::bool::weighted(0.1),
         select(vec![OnRemoved::Restore, OnRemoved::GiveUp, OnRemoved::Report]),
+        prop::bool::weighted(0.1),
     )
         .prop_map(
-            |(claim, profile, defend, wait, adopt, prefix_length, lease, unregistered, on_removed)| {
+            |(claim, profile, defend, wait, adopt, prefix_length, lease, unregistered, on_removed, joint)| {
                 OnlineSpec {
                     prefix_length,
                     claim,
@@ -44,6 +45,7 @@ fn specs() -> impl Strategy<Value = OnlineSpec> {
                     lease,
                     register: if unregistered { Register::None } else { Register::Address },
                     on_removed,
+                    joint,
                 }
             },
         )
@@ -189,11 +191,13 @@ fn outcome(action: &Action, ok: bool) -> Option<Input> {
         Action::Register { key, .. } => Some(Input::Registered { key, result }),
         Action::Deregister { key, .. } => Some(Input::Deregistered { key, result }),
         Action::Send { key, purpose, frame } => Some(Input::Sent { key, purpose, frame, result }),
+        Action::Held { key } => Some(Input::TakeAll { group: 1, keys: vec![key] }),
         Action::Store { .. }
         | Action::Lease { .. }
         | Action::Remember { .. }
         | Action::Remove { .. }
         | Action::Event(_)
+        | Action::Flip { .. }
         | Action::Answer { .. } => None,
     }
 }
@@ -207,9 +211,10 @@ fn key_of_action(action: &Action) -> Option<AddressKey> {
         | Action::Store { key, .. }
         | Action::Lease { key, .. }
         | Action::Remember { key, .. }
+        | Action::Held { key }
         | Action::Remove { key } => Some(*key),
         Action::Event(event) => Some(event.key),
-        Action::Answer { .. } => None,
+        Action::Answer { .. } | Action::Flip { .. } => None,
     }
 }
 
@@ -358,6 +363,7 @@ impl Bench {
                     }
                 }
                 Action::Event(Event { kind, .. }) => self.events.push(kind.clone()),
+                Action::Held { .. } | Action::Flip { .. } => {}
                 Action::Answer { request, .. } => *self.answers.entry(*request).or_default() += 1,
             }
             if outcome(&action, true).is_some() {

@@ -1,0 +1,236 @@
+//! The configuration file: a start from it, `check`, `reload` and SIGHUP, and groups that go online as a whole.
+
+use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
+
+use arpwarden_tests::{
+    flood::{Answers, ask, settled},
+    ms,
+    netns::{Net, ip},
+    node::{Node, finish, program},
+    tools::has_address,
+    wait_for,
+};
+
+const HEAD: &str =
+    "[daemon]\nattach = \"native\"\n[[interface]]\nname = \"eth0\"\n[[group]]\nname = \"web\"\n";
+
+fn address(last: u8, more: &str) -> String {
+    format!("[[address]]\naddress = \"{}/24\"\ninterface = \"eth0\"\n{more}\n", ip(last))
+}
+
+/// A configuration file that goes with the value.
+struct File(PathBuf);
+
+impl File {
+    fn new(node: &Node) -> Self {
+        Self(std::env::temp_dir().join(format!("{}.toml", node.instance)))
+    }
+
+    fn write(&self, addresses: &[String]) {
+        fs::write(&self.0, HEAD.to_owned() + &addresses.concat()).expect("a file in the folder for such");
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("an ordinary path")
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A daemon that was started from this file.
+fn started<'net>(net: &'net Net, addresses: &[String]) -> (Node<'net>, File) {
+    let mut node = Node::new(net.host(0));
+    let file = File::new(&node);
+    file.write(addresses);
+    node.run(&["--config", file.path()]);
+    (node, file)
+}
+
+fn is_ours(node: &Node, last: u8) {
+    wait_for("the address to be ours", ms(5_000), || {
+        node.address(ip(last)).filter(|there| there["may_answer"] == true)
+    });
+    assert!(has_address(&node.host.ns, ip(last)), "{last}");
+}
+
+fn answered_by(node: &Node, last: u8) -> u64 {
+    node.counter(ip(last), "answered")
+}
+
+#[test]
+fn check_names_every_mistake_and_needs_neither_root_nor_a_daemon() {
+    let folder = std::env::temp_dir();
+    let path = folder.join(format!("awt-check-{}.toml", std::process::id()));
+    let checked = |text: &str| {
+        fs::write(&path, text).expect("a file");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("a mode");
+        let nobody = "65534";
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", nobody, "--regid", nobody, "--clear-groups", "--"]).arg(program());
+        finish(command.arg("check").arg(&path), "")
+    };
+    checked(&(HEAD.to_owned() + &address(100, ""))).expect(0).naming("right");
+    let wrong = checked(&(HEAD.to_owned() + &address(100, "defend = \"never\"\nfoo = 1"))).expect(2);
+    let wrong = wrong.naming(format!("{}:10: address.defend", path.display()));
+    wrong.naming(format!("{}:11: address.foo", path.display()));
+    fs::remove_file(&path).expect("removed");
+    finish(Command::new(program()).arg("check").arg(&path), "").expect(2);
+}
+
+#[test]
+fn a_daemon_starts_with_what_its_file_says_and_leaves_the_rest_alone() {
+    let net = Net::new(1);
+    let watch = address(120, "start = \"watch\"");
+    let all = [address(100, ""), address(101, "start = \"off\""), watch];
+    let (mut node, file) = started(&net, &all);
+    is_ours(&node, 100);
+    node.wait_for_state(ip(120), "watched", ms(2_000));
+    assert_eq!(node.state(ip(101)), None);
+    node.cli(&["reload"]).expect(0).naming("nothing to do");
+    let by_hand = node.online(130);
+
+    // What is answered already stays as it is: the next start finds it with the same parameters.
+    let generation = |node: &Node| node.address(ip(100)).expect("managed")["announced_ago"].as_f64();
+    node.kill();
+    file.write(&[address(100, ""), address(102, "")]);
+    node.run(&["--config", file.path()]);
+    is_ours(&node, 102);
+    is_ours(&node, 100);
+    assert!(node.state(by_hand).is_some());
+    assert!(generation(&node).is_none(), "it was announced anew");
+
+    // What was only in the file of the run before is not.
+    node.kill();
+    file.write(&[address(102, "")]);
+    node.run(&["--config", file.path()]);
+    wait_for("the address to be given up", ms(5_000), || node.state(ip(100)).is_none().then_some(()));
+    assert!(!has_address(&node.host.ns, ip(100)));
+    assert!(node.state(by_hand).is_some());
+    is_ours(&node, 102);
+}
+
+#[test]
+fn reload_adds_removes_and_changes_what_differs_and_touches_nothing_else() {
+    let net = Net::new(2);
+    let (node, file) = started(&net, &[address(100, ""), address(101, ""), address(102, "")]);
+    for last in 100..103 {
+        is_ours(&node, last);
+    }
+    let tap = net.tap(0);
+    node.cli(&["offline", &ip(102).to_string()]).expect(0);
+    file.write(&[address(100, ""), address(102, ""), address(103, ""), address(104, "start = \"watch\"")]);
+    let done = node.cli(&["reload"]).expect(0);
+    let done = done.naming("10.7.0.101 on eth0: offline").naming("10.7.0.103 on eth0: online");
+    done.naming("10.7.0.104 on eth0: watched");
+    is_ours(&node, 103);
+    assert_eq!(node.state(ip(101)), None);
+    assert!(!has_address(&node.host.ns, ip(101)));
+    // Given up by hand, and the file says no more of it than before.
+    assert_eq!(node.state(ip(102)), None);
+
+    // A policy changes while the address is answered; a prefix length takes it off the interface.
+    let before = answered_by(&node, 100);
+    file.write(&[
+        address(100, "defend = \"yield\""),
+        address(102, ""),
+        address(103, "").replace("/24", "/32"),
+        address(104, "start = \"watch\""),
+    ]);
+    node.cli(&["reload"])
+        .expect(0)
+        .naming("10.7.0.100 on eth0: changed")
+        .naming("10.7.0.103 on eth0: online");
+    assert_eq!(node.address(ip(103)).expect("managed")["prefix_length"], 32);
+    assert_eq!(answered_by(&node, 100), before);
+    let said: Vec<_> = node.settled(&tap).into_iter().filter(|f| f.says(ip(100), node.host.mac)).collect();
+    let probes = said.iter().filter(|frame| frame.outgoing).count();
+    assert_eq!(probes, 0, "{said:#?}");
+}
+
+#[test]
+fn a_broken_file_changes_nothing_and_says_why() {
+    let net = Net::new(1);
+    let (mut node, file) = started(&net, &[address(100, "")]);
+    is_ours(&node, 100);
+    file.write(&[address(101, ""), address(102, "defend = 7")]);
+    node.cli(&["reload"]).expect(2).naming("address.defend").naming("nothing was changed");
+    assert_eq!((node.state(ip(101)), node.state(ip(100)).is_some()), (None, true));
+    // Nor does what can't be changed while it runs; the rest of that file counts.
+    file.write(&[address(100, ""), address(101, "")]);
+    let text = fs::read_to_string(&file.0).expect("it").replace("native", "generic");
+    fs::write(&file.0, text).expect("written");
+    node.cli(&["reload"]).expect(1).naming("daemon.attach: not changed").naming("10.7.0.101 on eth0: online");
+    assert_eq!(node.status()["interfaces"][0]["attach_mode"], "native");
+    node.kill();
+    file.write(&[address(101, "start = \"never\"")]);
+    node.cli(&["run", "--config", file.path()]).expect(2).naming("address.start");
+}
+
+#[test]
+fn sighup_reloads_and_without_a_file_changes_nothing() {
+    let net = Net::new(1);
+    let (node, file) = started(&net, &[address(100, "")]);
+    is_ours(&node, 100);
+    file.write(&[address(101, "")]);
+    node.signal(libc::SIGHUP);
+    is_ours(&node, 101);
+    wait_for("the other to be given up", ms(5_000), || node.state(ip(100)).is_none().then_some(()));
+
+    let net = Net::new(1);
+    let node = Node::start(net.host(0));
+    let address = node.online(100);
+    node.signal(libc::SIGHUP);
+    node.cli(&["reload"]).expect(1).naming("--config");
+    assert!(node.state(address).is_some());
+}
+
+#[test]
+fn a_group_goes_online_as_a_whole_or_not_at_all() {
+    let net = Net::new(2);
+    let off = "group = \"web\"\nstart = \"off\"";
+    let members = [100, 101, 102];
+    let (node, _file) = started(&net, &members.map(|last| address(last, off)));
+    let other = node.online(130);
+    let (wire, tap) = (net.host(1).wire(), net.tap(0));
+    let answered = |yes: bool| {
+        let asked = members.map(|last| ask(&wire, ip(last)));
+        let answers = Answers::among(&settled(&wire, other, &tap));
+        if yes { answers.one_each(&asked) } else { answers.none(&asked) }
+    };
+    // A rival has one of them.
+    net.host(1).ns.ip("addr add 10.7.0.102/24 dev eth0");
+    let refused = node.cli(&["online", "@web"]);
+    let text = format!("{}{}", refused.out, refused.err);
+    assert_eq!(refused.code, 3, "{text}");
+    let rival = net.host(1).mac.to_string();
+    for last in members {
+        let line = text.lines().find(|line| line.contains(&format!("{} on eth0", ip(last))));
+        assert!(line.is_some_and(|line| line.contains(&rival)), "{last}: {text}");
+    }
+    for last in [100, 101] {
+        wait_for("what was done to be taken back", ms(5_000), || {
+            node.state(ip(last)).is_none().then_some(())
+        });
+        assert!(!has_address(&node.host.ns, ip(last)), "{last}");
+    }
+    let announced = |last: u8| {
+        let address: Ipv4Addr = ip(last);
+        node.settled(&tap).iter().any(|frame| frame.outgoing && frame.says(address, node.host.mac))
+    };
+    assert!(!members.into_iter().any(announced));
+
+    net.host(1).ns.ip("addr del 10.7.0.102/24 dev eth0");
+    node.cli(&["online", "@web"]).expect(0).naming("10.7.0.101 on eth0: online");
+    answered(true);
+    node.cli(&["online", "@web"]).expect(0).naming("nothing to do");
+    node.cli(&["renew", "@web", "--lease", "60"]).expect(0);
+    node.cli(&["offline", "@web"]).expect(0);
+    answered(false);
+    node.cli(&["online", "@nobody"]).expect(1).naming("no addresses");
+    node.cli(&["online", "@Web"]).expect(2);
+    node.cli(&["online", "10.7.0.140/24"]).expect(2).naming("--iface");
+}
