@@ -29,6 +29,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    cli,
     events::Journal,
     exit::Exit,
     instance::{Instance, Lock},
@@ -205,7 +206,7 @@ impl Daemon {
                 .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
             match (kept.state, kept.xdp) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
-                    let asked = match self.attach {
+                    let asked = match self.settings.attach(&[&name]) {
                         cli::Attach::Auto => mode,
                         cli::Attach::Native => Mode::Native,
                         cli::Attach::Generic => Mode::Generic,
