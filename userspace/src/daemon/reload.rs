@@ -416,6 +416,10 @@ impl Daemon {
     pub(super) async fn go_on(&mut self) {
         while self.changing.as_ref().is_some_and(|changing| changing.open.is_empty()) {
             let Some(Changing { client, then, .. }) = self.changing.take() else { return };
+            // The watch may be behind what was acknowledged: what has just left its interface is not there any more.
+            if let Err(stop) = self.resync_addresses().await {
+                tracing::warn!("reading the addresses of this host: {:#}", stop.error);
+            }
             let mut groups = BTreeSet::new();
             for step in then {
                 if self.ending {
