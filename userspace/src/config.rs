@@ -250,14 +250,12 @@ impl Reader<'_> {
                 (DeValue::Table(table), false) => tables.push(self.table(section, value.span().start, table)),
                 (DeValue::Array(list), true) => {
                     for element in list.iter() {
-                        match element.get_ref() {
-                            DeValue::Table(table) => {
-                                tables.push(self.table(section, element.span().start, table));
-                            }
-                            other => {
-                                let what = format!("a table is wanted, not a {}", schema::type_name(other));
-                                self.mistake(element.span().start, section.name, what);
-                            }
+                        let (at, value) = (element.span().start, element.get_ref());
+                        if let DeValue::Table(table) = value {
+                            tables.push(self.table(section, at, table));
+                        } else {
+                            let what = format!("a table is wanted, not a {}", schema::type_name(value));
+                            self.mistake(at, section.name, what);
                         }
                     }
                 }

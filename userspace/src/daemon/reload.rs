@@ -320,11 +320,12 @@ impl Daemon {
     /// Gives an address up.
     fn drop_address(&mut self, changing: &mut Changing, key: AddressKey, watch: bool) {
         let watched = self.engine.get(&key).is_some_and(|managed| managed.state() == State::Watched);
-        let verb = if watched && !watch { Verb::Unwatch } else { Verb::Offline { watch } };
+        let unwatch = watched && !watch;
+        let verb = if unwatch { Verb::Unwatch } else { Verb::Offline { watch } };
         let pending = Pending::new(&changing.client, key, verb);
-        let request = self.submit(pending, |request| match verb {
-            Verb::Unwatch => Input::Unwatch { request, key },
-            _ => Input::Offline { request, key, watch },
+        let request = self.submit(pending, |request| match unwatch {
+            true => Input::Unwatch { request, key },
+            false => Input::Offline { request, key, watch },
         });
         changing.open.insert(request);
     }
