@@ -154,7 +154,7 @@ fn a_restart_under_a_flood_swaps_the_program_and_loses_no_answer() {
         node.kill();
         node.run(NATIVE);
         let swapped = program_of(node.host);
-        assert_ne!(swapped, program, "the same program goes on");
+        assert_ne!(swapped, program, "the same program goes on: {}", node.log());
         program = swapped;
     }
     let Flooded { asked, taps: [tap] } = flood.stop();

@@ -209,6 +209,7 @@ fn a_run_in_another_mode_leaves_no_second_program() {
         let again = datapath.attach(index, "a", after);
         assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
         datapath.detach(index).unwrap();
+        assert_eq!(all_on(index), (None, [vec![], vec![]]));
         datapath.attach(index, "a", after).unwrap();
         let (xdp, [ingress, egress]) = all_on(index);
         assert_eq!(usize::from(xdp.is_some()) + ingress.len(), 1);
