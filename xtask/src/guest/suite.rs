@@ -52,9 +52,9 @@ const KERNEL: [Part; 8] = [
     some("bond", &["auto_takes_tc", "while_the_bond_switches_in_tc"]),
 ];
 
-/// On the one of them that is quickest in a guest and has it all, in place of what is chosen of these programs: on the
-/// running kernel they are skipped where it lacks the devices.
-const WHOLE: [Part; 2] = [all("vlan_devices"), all("bond")];
+/// On the newest one, in place of what is chosen of these programs: on the running kernel they are skipped where it lacks
+/// the devices.
+const NEWEST: [Part; 2] = [all("vlan_devices"), all("bond")];
 
 /// With the cards.
 const NICS: [Part; 1] = [all("nics")];
@@ -170,7 +170,7 @@ fn parts(kernel: Choice) -> Vec<&'static Part> {
     if kernel.is_of_nics() {
         return NICS.iter().collect();
     }
-    let further: &[Part] = if kernel == Choice::V6_12 { &WHOLE } else { &[] };
+    let further: &[Part] = if kernel == Choice::New { &NEWEST } else { &[] };
     let is_further = |part: &&Part| further.iter().any(|other| other.program == part.program);
     KERNEL.iter().filter(|part| !is_further(part)).chain(further).collect()
 }
