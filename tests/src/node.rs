@@ -20,9 +20,9 @@ use crate::{
     wire::{Captured, Wire, boot_ns, marker},
 };
 
-/// How long a daemon may take to load, attach and listen. Loading takes some 50 ms on an idle machine; the
-/// bound is for two cores with eight tests on them.
-const START: Duration = Duration::from_secs(40);
+/// How long a daemon may take to load, attach and listen. Loading takes some 50 ms on an idle machine, and 10 to 26 s a
+/// program in a guest without KVM beside other work (Linux 7.3); the bound is for two of them there.
+const START: Duration = Duration::from_secs(120);
 
 /// The program under test: beside the test executable's folder.
 ///

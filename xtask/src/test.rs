@@ -124,7 +124,7 @@ fn run_here(filter: Option<&str>, tally: &mut Tally) -> Result<Result<()>> {
 /// How many guests run at once; each has two processors.
 const AT_ONCE: usize = 2;
 /// How long a guest may take, in seconds: what the slowest took beside another one on two cores with other work to do, and a third more.
-const LIMIT: u32 = 1_200;
+const LIMIT: u32 = 1_800;
 
 /// Gets the kernels, boots them and counts what their tests say. A kernel that can't be had is skipped, and said so.
 fn run_guests(guests: &[Choice], suite: &Suite, tally: &mut Tally) {
