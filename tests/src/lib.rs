@@ -6,10 +6,13 @@
 pub mod asks;
 pub mod chaos;
 pub mod checker;
+pub mod figures;
 pub mod flood;
 pub mod kernel;
+pub mod live;
 pub mod netns;
 pub mod node;
+pub mod pinger;
 pub mod pins;
 pub mod prog_run;
 pub mod tools;

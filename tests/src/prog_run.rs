@@ -437,6 +437,14 @@ impl<'a> Repeater<'a> {
     pub fn run(&self, repeat: u32) {
         test_run(self.restorer.as_fd(), self.frame, repeat);
     }
+
+    /// Nanoseconds of this thread's processor time for a frame, mean of `repeat` runs, everything around the program
+    /// included. What other processes take away from it does not count, and it is not rounded as the kernel's own is.
+    pub fn ns_per_frame(&self, repeat: u32) -> f64 {
+        let before = clock(libc::CLOCK_THREAD_CPUTIME_ID);
+        self.run(repeat);
+        (clock(libc::CLOCK_THREAD_CPUTIME_ID) - before) as f64 / f64::from(repeat)
+    }
 }
 
 /// A program that passes everything.
@@ -634,7 +642,7 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (Ran, f64) {
     (Ran { action: run.retval, frame: out[..length].to_vec() }, f64::from(run.duration))
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {
+pub(crate) fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {
     let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
     // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
     // keeps alive during the call; the kernel takes absent attributes for zero.
@@ -643,7 +651,7 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {
     number
 }
 
-fn descriptor(number: libc::c_long) -> OwnedFd {
+pub(crate) fn descriptor(number: libc::c_long) -> OwnedFd {
     // SAFETY: the caller's command returns a new descriptor.
     unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
 }
