@@ -24,6 +24,8 @@ const ROUNDS: usize = 7;
 /// The address that is handed over, and its number.
 const LAST: u8 = 100;
 const ADDRESS: Ipv4Addr = ip(LAST);
+/// keepalived's shortest interval between advertisements, in seconds.
+const SHORTEST: &str = "0.01";
 /// How long the client asks before and after.
 const AROUND: Duration = ms(400);
 
@@ -63,7 +65,7 @@ fn keepaliveds() -> Row {
         Err(why) => return Row::missing(what, "ms", why),
     };
     let net = Net::new(3);
-    let start = |host: usize| Keepalived::start(net.host(host), &program, &[ADDRESS]);
+    let start = |host: usize| Keepalived::start(net.host(host), &program, &[ADDRESS], SHORTEST);
     let mut master = (0, start(0));
     let is_master = |host: usize| {
         wait_for("keepalived to be master", ms(10_000), || {

@@ -50,9 +50,9 @@ pub(crate) struct Keepalived {
 }
 
 impl Keepalived {
-    /// Its shortest delays: advertisements each 10 ms (VRRP version 3 has centiseconds), and the highest priority below the
-    /// owner's, which makes the skew time the shortest.
-    pub(crate) fn start(host: &Host, program: &Path, addresses: &[Ipv4Addr]) -> Self {
+    /// Advertising this often in seconds (VRRP version 3 counts in hundredths), with the highest priority below the owner's, which
+    /// makes the skew time the shortest.
+    pub(crate) fn start(host: &Host, program: &Path, addresses: &[Ipv4Addr], every: &str) -> Self {
         let folder =
             std::env::temp_dir().join(format!("awt-{}-keepalived-{}", std::process::id(), host.port));
         fs::create_dir_all(&folder).expect("a folder of our own");
@@ -63,7 +63,7 @@ impl Keepalived {
         });
         let settings = format!(
             "global_defs {{\n  vrrp_version 3\n}}\nvrrp_instance V {{\n  state BACKUP\n  nopreempt\n  interface eth0\n  \
-             virtual_router_id 51\n  priority 254\n  advert_int 0.01\n  virtual_ipaddress {{\n{told}  }}\n  \
+             virtual_router_id 51\n  priority 254\n  advert_int {every}\n  virtual_ipaddress {{\n{told}  }}\n  \
              virtual_ipaddress_excluded {{\n{others}  }}\n}}\n"
         );
         let conf = folder.join("conf");
