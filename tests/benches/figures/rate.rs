@@ -39,11 +39,13 @@ const US: usize = 0;
 const LEAST: usize = 1;
 const KERNEL: usize = 2;
 const BOUNCE: usize = 3;
-const WHO: [&str; 4] = [
-    "arpwarden",
+const US_BY_ONE: usize = 4;
+const WHO: [&str; 5] = [
+    "arpwarden, asked by 256 hosts",
     "the least possible responder",
     "the kernel's own ARP",
     "a bounce, which no answer can be quicker than",
+    "arpwarden, asked by one host",
 ];
 
 /// Measures, and draws.
@@ -60,7 +62,7 @@ pub(crate) fn measure() -> (Section, Plot) {
         eprintln!("  {count} addresses");
         let runs = at(count);
         let of = |who: usize| runs[who].as_ref();
-        for who in [US, LEAST, KERNEL, BOUNCE] {
+        for who in [US, US_BY_ONE, LEAST, KERNEL, BOUNCE] {
             let what = format!("{count} addresses: {}", WHO[who]);
             rows.push(match of(who) {
                 Ok(runs) => {
@@ -79,12 +81,15 @@ pub(crate) fn measure() -> (Section, Plot) {
             100_000 => Some(0.85),
             _ => None,
         };
-        for (them, what, target) in [
-            (LEAST, "over the least possible responder", target),
-            (KERNEL, "over the kernel's own ARP", (count <= 100_000).then_some(5.0)),
-        ] {
-            let what = format!("{count} addresses: arpwarden {what}");
-            let row = match (of(US), of(them)) {
+        let over = [
+            (US, LEAST, target),
+            (US_BY_ONE, LEAST, target),
+            // Targets at the same numbers of addresses.
+            (US, KERNEL, target.map(|_| 5.0)),
+        ];
+        for (we, they, target) in over {
+            let what = format!("{count} addresses: {} over {}", WHO[we], WHO[they]);
+            let row = match (of(we), of(they)) {
                 (Ok(us), Ok(them)) => Row::new(what, "", Spread::of(&ratios(us, them))),
                 (Err(why), _) | (_, Err(why)) => Row::missing(what, "", why),
             };
@@ -112,20 +117,25 @@ pub(crate) fn measure() -> (Section, Plot) {
 /// What each responder gave in each round, or why it did not.
 fn at(count: u32) -> Vec<Result<Vec<f64>, String>> {
     let lanes = [us(count), Ok(least(count)), Ok(kernel(count)), Ok(bounced())];
-    let ready: Vec<Option<(&Lane, Generator, u32)>> = lanes
-        .iter()
-        .map(|lane| {
-            let lane = lane.as_ref().ok()?;
-            let generator = lane.generator(Frames::Requests, count);
-            let frames = lane.answers(&generator, FEW) * RUN.as_secs_f64();
-            Some((lane, generator, (frames as u32).clamp(FEW, MOST)))
-        })
-        .collect();
-    let runs = in_turn(ROUNDS, ready.len(), |who| match &ready[who] {
-        Some((lane, generator, frames)) => lane.answers(generator, *frames),
-        None => 0.0,
+    // Who is asked by how many decides how much the program remembers; all others remember nothing.
+    let subjects = [
+        (US, Frames::Requests),
+        (LEAST, Frames::Requests),
+        (KERNEL, Frames::Requests),
+        (BOUNCE, Frames::Requests),
+        (US, Frames::RequestsOfOne),
+    ];
+    let ready = subjects.map(|(who, frames)| {
+        let lane = lanes[who].as_ref().map_err(Clone::clone)?;
+        let generator = lane.generator(frames, count);
+        let frames = lane.answers(&generator, FEW) * RUN.as_secs_f64();
+        Ok((lane, generator, (frames as u32).clamp(FEW, MOST)))
     });
-    lanes.iter().zip(runs).map(|(lane, runs)| lane.as_ref().map(|_| runs).map_err(Clone::clone)).collect()
+    let runs = in_turn(ROUNDS, ready.len(), |subject| match &ready[subject] {
+        Ok((lane, generator, frames)) => lane.answers(generator, *frames),
+        Err(_) => 0.0,
+    });
+    ready.into_iter().zip(runs).map(|(ready, runs): (Result<_, String>, _)| ready.map(|_| runs)).collect()
 }
 
 /// The program as it is attached in service, every feature on, no messages, its maps filled as the daemon fills them.

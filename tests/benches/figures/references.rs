@@ -127,6 +127,8 @@ impl Sink {
 /// What a generator writes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frames {
+    /// Requests, all by one host.
+    RequestsOfOne,
     /// Requests by 256 hosts.
     Requests,
     /// Claims in the form of announcements, each by another host.
@@ -174,9 +176,11 @@ impl Generator {
             // r5: the last four bytes of the sender's MAC, the random ones last.
             .copy(5, 6)
             .shift_right(5, 16);
-        if frames == Frames::Requests {
-            program.and(5, 0xff).shift_left(5, 24);
-        }
+        match frames {
+            Frames::RequestsOfOne => program.set(5, 0),
+            Frames::Requests => program.and(5, 0xff).shift_left(5, 24),
+            Frames::Claims => &mut program,
+        };
         program
             .put(Width::Four, 7, 0, -1)
             .put(Width::Two, 7, 4, -1)
@@ -192,7 +196,9 @@ impl Generator {
             .store(Width::Four, 7, 38, 9);
         match frames {
             // 10.7.1.n, where n is the last byte of its MAC: r5 has only that.
-            Frames::Requests => program.or(5, 0x0001_070a).store(Width::Four, 7, 28, 5),
+            Frames::RequestsOfOne | Frames::Requests => {
+                program.or(5, 0x0001_070a).store(Width::Four, 7, 28, 5)
+            }
             Frames::Claims => program.store(Width::Four, 7, 28, 9),
         };
         let program =

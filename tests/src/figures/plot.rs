@@ -213,7 +213,8 @@ mod tests {
     fn everything_is_inside_the_picture() {
         let svg = svg(&plot());
         let numbers = |name: &str| -> Vec<f64> {
-            let parts = svg.split(&format!(" {name}=\"")).skip(1);
+            let before = format!(" {name}=\"");
+            let parts = svg.split(&before).skip(1);
             parts.map(|part| part.split('"').next().expect("a value").parse().expect("a number")).collect()
         };
         for (name, most) in
