@@ -283,7 +283,8 @@ fn an_address_that_is_being_probed_for_is_probed_for_and_not_spoken_for() {
     let _claim = bench.node.begin(&["online", "10.7.0.100/24", "--iface", "eth0", "--profile", "rfc5227"]);
     let probe = || {
         bench.tap.wait_for("a probe", ms(5_000), |frame| {
-            !frame.outgoing && frame.is_arp(|arp| arp.form() == Form::Probe && arp.target_ip == ip(100).into())
+            !frame.outgoing
+                && frame.is_arp(|arp| arp.form() == Form::Probe && arp.target_ip == ip(100).into())
         })
     };
     // Between two probes are one to two seconds: enough to see that nothing else leaves.
