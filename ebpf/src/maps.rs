@@ -214,7 +214,9 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn is_allowed(&self, key: &AllowedKey) -> bool {
-        ALLOWED.get_ptr(key).is_some()
+        let there = ALLOWED.get_ptr(key).is_some();
+        // Without, the verifier has twice the work with the rest: 83,100 instructions in place of 47,400 (6.18, tc).
+        forgotten(u64::from(there)).is_some_and(|there| there != 0)
     }
 
     #[inline(always)]
