@@ -168,8 +168,8 @@ fn check(loaded: &mut Loaded, row: &Row, ran: &Ran) {
     assert_eq!(record.echoes, u64::from(echoed), "{name}");
     let claimant = match row.sees {
         Sees::Allowed => MacAddr::new(golden::ALLOWED_MAC),
-        _ if claimed => MacAddr::new(golden::STRANGER_MAC),
-        _ => MacAddr::ZERO,
+        Sees::Conflict | Sees::Fall | Sees::Claim => MacAddr::new(golden::STRANGER_MAC),
+        Sees::Nothing | Sees::Probe | Sees::Echo | Sees::EchoOfOthers | Sees::Sibling => MacAddr::ZERO,
     };
     assert_eq!(record.owner, claimant, "{name}");
     assert_eq!(record.owner_seen_ns != 0, claimed, "{name}");
