@@ -165,7 +165,7 @@ fn arpalerts() -> Vec<Row> {
     takes_frames(&host.ns);
     let watcher = Arpalert::start(&host.ns, &program);
     let wire = net.host(1).wire();
-    let addresses: Vec<Ipv4Addr> = references::addresses(CLAIMS as u32).collect();
+    let addresses: Vec<Ipv4Addr> = references::addresses(CLAIMS.try_into().expect("some hundreds")).collect();
     let runs: Vec<Vec<Option<f64>>> = (0..ROUNDS)
         .map(|round| {
             let number = |n: usize| u16::try_from(0x2000 + round * CLAIMS + n).expect("a small number");

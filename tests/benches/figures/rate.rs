@@ -20,7 +20,7 @@ use arpwarden_tests::{
 use crate::{
     lane::{Lane, takes_frames},
     per_frame::golden_row,
-    references::{Frames, Generator, addresses, bounce, least_responder},
+    references::{Frames, addresses, bounce, least_responder},
 };
 
 /// Runs of each responder at each number of addresses.
@@ -128,8 +128,11 @@ fn at(count: u32) -> Vec<Result<Vec<f64>, String>> {
     let ready = subjects.map(|(who, frames)| {
         let lane = lanes[who].as_ref().map_err(Clone::clone)?;
         let generator = lane.generator(frames, count);
-        let frames = lane.answers(&generator, FEW) * RUN.as_secs_f64();
-        Ok((lane, generator, (frames as u32).clamp(FEW, MOST)))
+        // The rate in thousands is small enough for whole numbers, and exact enough.
+        let thousands = (lane.answers(&generator, FEW) * RUN.as_secs_f64() / 1e3).min(1e6);
+        let frames =
+            (FEW / 1_000..MOST / 1_000).find(|&n| f64::from(n) >= thousands).map_or(MOST, |n| n * 1_000);
+        Ok((lane, generator, frames))
     });
     let runs = in_turn(ROUNDS, ready.len(), |subject| match &ready[subject] {
         Ok((lane, generator, frames)) => lane.answers(generator, *frames),
