@@ -82,7 +82,7 @@ impl Program {
     }
 
     /// The lower 32 bits of `to`, turned from host into network order.
-    pub(crate) fn to_network(&mut self, to: Register) -> &mut Self {
+    pub(crate) fn network_order(&mut self, to: Register) -> &mut Self {
         self.add(0xdc, to, 0, 0, 32)
     }
 

@@ -172,7 +172,7 @@ impl Generator {
             .shift_right(9, 32)
             .set_wide(2, FIRST.into())
             .plus_register(9, 2)
-            .to_network(9)
+            .network_order(9)
             // r5: the last four bytes of the sender's MAC, the random ones last.
             .copy(5, 6)
             .shift_right(5, 16);
