@@ -5,6 +5,7 @@
 //! [`Judge`] compares the two.
 
 mod judge;
+mod machine;
 mod rights;
 mod segment;
 
@@ -14,6 +15,7 @@ use arpwarden_common::net::Ipv4;
 
 pub use self::{
     judge::{ANSWER_NS, Duty, IN_FLIGHT_NS, Judge, Kind, Ledger, Violation},
+    machine::asker,
     rights::{LeaseEnd, Right, Rights},
     segment::{Seen, Segment, asks},
 };
