@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod checker;
 pub mod flood;
 pub mod kernel;
+pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod pins;
