@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Version of the layouts in this module.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 304 + 16 bytes a
 /// CPU take 5.8 MiB on two CPUs, allocated once.
@@ -21,6 +21,8 @@ pub const MAX_GROUPS: u32 = 1_024;
 pub const MAX_PORTS: u32 = 1_024;
 /// MACs of one network namespace.
 pub const MAX_OWN_MACS: u32 = 4_096;
+/// MACs that may claim ([`AllowedKey`]): 64 for each of 64 interfaces.
+pub const MAX_ALLOWED: u32 = 4_096;
 /// Claimants remembered at the same time. A flood adds at most 64 a minute for each address, so this is
 /// 1,024 flooded addresses before the least recent claimant is forgotten (and reported again, no more).
 pub const MAX_CLAIMANTS: u32 = 65_536;
@@ -39,6 +41,19 @@ pub struct AddressKey {
     pub address: Ipv4,
 }
 const _: () = assert!(size_of::<AddressKey>() == 12);
+
+/// Key of [`crate::names::ALLOWED`]: a host whose claims are no conflict where it makes them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(C)]
+pub struct AllowedKey {
+    /// Its MAC: the ARP sender hardware address.
+    pub mac: MacAddr,
+    /// Index of the logical interface ([`Port::interface`]).
+    pub interface: u32,
+    /// Tags of the frame.
+    pub vlan: Vlan,
+}
+const _: () = assert!(size_of::<AllowedKey>() == 16);
 
 /// What user space says of an address; value of [`crate::names::SLOTS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,7 +222,7 @@ pub struct Record {
     pub owner: MacAddr,
     /// CLOCK_BOOTTIME in nanoseconds of the latest claim, at most one jiffy early.
     pub owner_seen_ns: u64,
-    /// Claims.
+    /// Claims, those of [allowed](AllowedKey) hosts too.
     pub claims: u64,
     /// Broadcast probes by others while the address was ours or probed for.
     pub probes: u64,
@@ -431,7 +446,8 @@ pub struct Event {
     pub form: u8,
     /// 1 request, 2 reply.
     pub operation: u8,
-    /// [`Event::REPEAT`], [`Event::OWNER_CHANGED`], [`Event::SIBLING`], [`Event::DEFENDED`], [`Event::FELL`].
+    /// [`Event::REPEAT`], [`Event::OWNER_CHANGED`], [`Event::SIBLING`], [`Event::DEFENDED`], [`Event::FELL`],
+    /// [`Event::ALLOWED`].
     pub flags: u8,
     /// The [`crate::state::StateWord`]'s generation when the frame came.
     pub generation: u8,
@@ -455,6 +471,8 @@ impl Event {
     pub const DEFENDED: u8 = 8;
     /// Flag: the program has given the address up because of this claim ([`Record::fallen`]).
     pub const FELL: u8 = 16;
+    /// Flag: the claimant is [allowed](AllowedKey), so this is no conflict.
+    pub const ALLOWED: u8 = 32;
 
     /// Decodes an item of the ring by copy. `None` for a wrong length or a kind, form, operation or state that is
     /// none.
@@ -523,7 +541,7 @@ pub enum Counter {
     InactivePort = 10,
     /// A claim turned into the announcement that answers it, and sent back.
     Defended = 11,
-    /// Claims.
+    /// Claims, but for the [allowed](Self::Allowed) ones.
     Claims = 12,
     /// Broadcast probes by others for managed addresses.
     Probes = 13,
@@ -538,11 +556,13 @@ pub enum Counter {
     /// Dropped: a request for an address that may answer, on a port that is not acted on: another one answers it. One per
     /// outcome as well.
     Withheld = 18,
+    /// Claims by hosts that may.
+    Allowed = 19,
 }
 
 impl Counter {
     /// How many there are.
-    pub const COUNT: u32 = Self::Withheld as u32 + 1;
+    pub const COUNT: u32 = Self::Allowed as u32 + 1;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -565,6 +585,7 @@ impl Counter {
         Self::EventsLost,
         Self::Guarded,
         Self::Withheld,
+        Self::Allowed,
     ];
 
     /// The name used in `status`.
@@ -589,6 +610,7 @@ impl Counter {
             Self::EventsLost => "events_lost",
             Self::Guarded => "guarded",
             Self::Withheld => "withheld",
+            Self::Allowed => "allowed",
         }
     }
 }

@@ -7,7 +7,7 @@
 pub mod guard;
 
 use crate::{
-    abi::{AddressKey, Asker, Control, Counter, Event, EventKind, Group, Port, Record, Slot},
+    abi::{AddressKey, AllowedKey, Asker, Control, Counter, Event, EventKind, Group, Port, Record, Slot},
     net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
     state::{Policy, State, StateWord},
     verdict::{Entry, Standing, Tables},
@@ -32,6 +32,8 @@ pub const SIBLING_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 pub const STRANGER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 /// A host that puts other hosts' ARP on the wire.
 pub const PROXY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x55];
+/// A host that may claim.
+pub const ALLOWED_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
 /// Somebody else, to whom a frame was flooded.
 pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x44];
 /// Broadcast.
@@ -73,6 +75,9 @@ pub enum Kind {
     ClaimAskingElsewhere,
     ClaimAskingSecond,
     ClaimProxied,
+    AllowedClaim,
+    AllowedReply,
+    AllowedProbe,
     EchoAsking,
     EchoOfPortAsking,
     EchoAnnouncing,
@@ -342,7 +347,7 @@ pub const COLUMNS: [Column; 64] = [
 /// Kind, why the row is as it is, and a cell for each of [`COLUMNS`], the plain ones and those that have a name: first what becomes of the frame (see
 /// [`outcome`]), then what it tells (see [`sees`]).
 #[rustfmt::skip]
-const TABLE: [(Kind, &str, &str, &str); 61] = [
+const TABLE: [(Kind, &str, &str, &str); 64] = [
     //   -- w  wl p  pl a  al o  ol c  cl y  yl s  sl r  rl x  xl o+ l+ a- l- o- l- c- l-   (x: lost)
     //   group: o- l- l+ l+ l- wl pl  fallen: o l l  observed  hold: - F F F F - - - - F - F - - -  leave  once: F - X F F -  yield: X X -
     (Kind::Request, "whoever asks for an address that may answer gets an answer; where it may not, a local one is silent",
@@ -405,6 +410,15 @@ const TABLE: [(Kind, &str, &str, &str); 61] = [
     (Kind::ClaimProxied, "a claim on behalf of another host is one; both MACs are told",
         "G. Gc Gc GC DC GC GC GC GC GC GC Gc Dc Gc Dc Gc Dc Gc Dc GC GC Gc Dc Gc Dc Gc Dc",
         "Gc Dc GC GC Dc Gc DC Gc Dc GC GC Dc GC FC FC FC FC GC GC GC GC FC GC FC Dc DC GC GC FC GC DX FC FC GC GX DX Dc"),
+    (Kind::AllowedClaim, "a host that may claim: recorded, and neither a conflict nor defended against",
+        "G. Ga Ga Ga Da Ga Ga Ga Ga Ga Ga Ga Da Ga Da Ga Da Ga Da Ga Ga Ga Da Ga Da Ga Da",
+        "Ga Da Ga Ga Da Ga Da Ga Da Ga Ga Da Ga Ga Ga Ga Ga Ga Ga Ga Ga Ga Ga Ga Da Da Ga Ga Ga Ga Ga Ga Ga Ga Ga Ga Da"),
+    (Kind::AllowedReply, "the same of an answer, as a proxy gives it to a host that probes",
+        "R. Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra",
+        "Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra Ra"),
+    (Kind::AllowedProbe, "its probe is answered and is no conflict either",
+        "U. N. N. N. D. A. A. A. A. A. A. N. D. N. D. N. D. N. D. A. A. N. D. N. D. N. D.",
+        "N. D. A. A. D. N. D. N. D. A. A. D. A. A. A. A. A. A. A. A. A. A. A. A. D. D. A. A. A. A. A. A. A. A. A. A. D."),
     (Kind::EchoAsking, "our own who-has from the address comes back: an echo, no conflict",
         "U. UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE",
         "UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE UE"),
@@ -558,6 +572,7 @@ fn sees(letter: u8) -> Sees {
         b'C' => Sees::Conflict,
         b'X' => Sees::Fall,
         b'c' => Sees::Claim,
+        b'a' => Sees::Allowed,
         b'P' => Sees::Probe,
         b'E' => Sees::Echo,
         b'e' => Sees::EchoOfOthers,
@@ -588,6 +603,8 @@ pub enum Sees {
     Fall,
     /// A claim for another one.
     Claim,
+    /// A claim by a host that may.
+    Allowed,
     /// Another host's probe that matters.
     Probe,
     /// An echo from the address, or of a probe for it.
@@ -674,6 +691,8 @@ pub struct World {
     pub port: Option<Port>,
     /// MACs of this host.
     pub own_macs: Vec<MacAddr>,
+    /// Hosts that may claim, and where.
+    pub allowed: Vec<AllowedKey>,
 }
 
 /// A managed address.
@@ -719,6 +738,10 @@ impl Tables for World {
 
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own_macs.contains(&mac)
+    }
+
+    fn is_allowed(&self, key: &AllowedKey) -> bool {
+        self.allowed.contains(key)
     }
 
     fn daemon_lives(&self) -> bool {
@@ -803,6 +826,7 @@ impl Row {
         match self.sees {
             Sees::Nothing => None,
             Sees::Conflict | Sees::Fall | Sees::Claim => Some(Counter::Claims),
+            Sees::Allowed => Some(Counter::Allowed),
             Sees::Probe => Some(Counter::Probes),
             Sees::Echo | Sees::EchoOfOthers => Some(Counter::Echoes),
             Sees::Sibling => Some(Counter::Siblings),
@@ -871,6 +895,7 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
         Sees::Conflict if defended => Some((EventKind::Claim, Event::OWNER_CHANGED | Event::DEFENDED)),
         Sees::Conflict | Sees::Claim => Some((EventKind::Claim, Event::OWNER_CHANGED)),
         Sees::Fall => Some((EventKind::Claim, Event::OWNER_CHANGED | Event::FELL)),
+        Sees::Allowed => Some((EventKind::Claim, Event::OWNER_CHANGED | Event::ALLOWED)),
         Sees::Probe => Some((EventKind::Probe, 0)),
         Sees::Echo => Some((EventKind::Echo, 0)),
         Sees::Sibling => Some((EventKind::Echo, Event::SIBLING)),
@@ -968,6 +993,14 @@ fn world(port: Option<u32>, column: Column, vlan: Vlan) -> World {
         },
         port,
         own_macs: [OUR_MAC, PORT_MAC, SIBLING_MAC].map(MacAddr::new).to_vec(),
+        // The stranger may claim, but neither here nor behind these tags.
+        allowed: [
+            (ALLOWED_MAC, INTERFACE, vlan),
+            (STRANGER_MAC, INTERFACE + 1, vlan),
+            (STRANGER_MAC, INTERFACE, Vlan { outer: vlan.outer + 1, ..vlan }),
+        ]
+        .map(|(mac, interface, vlan)| AllowedKey { mac: MacAddr::new(mac), interface, vlan })
+        .to_vec(),
     }
 }
 
@@ -1017,6 +1050,9 @@ fn asks(kind: Kind) -> Option<Asks> {
         | Kind::ClaimByPlainReply
         | Kind::ClaimAskingElsewhere
         | Kind::ClaimProxied
+        | Kind::AllowedClaim
+        | Kind::AllowedReply
+        | Kind::AllowedProbe
         | Kind::EchoAsking
         | Kind::EchoOfPortAsking
         | Kind::EchoAnnouncing
@@ -1064,11 +1100,14 @@ fn asks(kind: Kind) -> Option<Asks> {
 fn form(kind: Kind) -> Form {
     match kind {
         Kind::Probe | Kind::ProbeEchoed | Kind::ProbeBySibling => Form::Probe,
-        Kind::ClaimByPlainReply | Kind::EchoReplying | Kind::SiblingReplying => Form::Reply,
+        Kind::ClaimByPlainReply | Kind::AllowedReply | Kind::EchoReplying | Kind::SiblingReplying => {
+            Form::Reply
+        }
         Kind::ClaimAskingElsewhere | Kind::ClaimAskingSecond | Kind::EchoAsking => Form::Request,
         Kind::ClaimByRequestForm
         | Kind::ClaimByReplyForm
         | Kind::ClaimProxied
+        | Kind::AllowedClaim
         | Kind::EchoAnnouncing
         | Kind::EchoOfPortAnnouncing
         | Kind::SiblingAnnouncing => Form::Announcement,
@@ -1084,6 +1123,7 @@ fn form(kind: Kind) -> Form {
         | Kind::Poll
         | Kind::PollFlooded
         | Kind::ProbeProxied
+        | Kind::AllowedProbe
         | Kind::EchoOfPortAsking
         | Kind::SiblingAsking
         | Kind::ZeroSenderMac
@@ -1253,6 +1293,9 @@ fn recipe(kind: Kind) -> Recipe {
         Kind::ClaimAskingElsewhere => Recipe { target_ip: GATEWAY, ..ANNOUNCEMENT },
         Kind::ClaimAskingSecond => Recipe { target_ip: SECOND, ..ANNOUNCEMENT },
         Kind::ClaimProxied => Recipe { source: PROXY_MAC, ..ANNOUNCEMENT },
+        Kind::AllowedClaim => Recipe { source: ALLOWED_MAC, sender_mac: ALLOWED_MAC, ..ANNOUNCEMENT },
+        Kind::AllowedReply => Recipe { source: ALLOWED_MAC, sender_mac: ALLOWED_MAC, ..REPLY },
+        Kind::AllowedProbe => Recipe { source: ALLOWED_MAC, sender_mac: ALLOWED_MAC, ..PROBE },
         Kind::EchoAsking => {
             Recipe { source: OUR_MAC, sender_mac: OUR_MAC, target_ip: GATEWAY, ..ANNOUNCEMENT }
         }
@@ -1341,6 +1384,7 @@ mod tests {
             Sees::Conflict,
             Sees::Fall,
             Sees::Claim,
+            Sees::Allowed,
             Sees::Probe,
             Sees::Echo,
             Sees::EchoOfOthers,
@@ -1400,6 +1444,7 @@ mod tests {
                     };
                     (sees, Some(claimed), reaction)
                 }
+                Sighting::Allowed(entry) => (Sees::Allowed, Some(entry), Reaction::Nothing),
                 Sighting::Probe(entry) => (Sees::Probe, Some(entry), Reaction::Nothing),
                 Sighting::Echo(None) => (Sees::EchoOfOthers, None, Reaction::Nothing),
                 Sighting::Echo(entry) => (Sees::Echo, entry, Reaction::Nothing),

@@ -30,6 +30,8 @@ pub const CLAIMANTS: &str = "CLAIMANTS";
 pub const PORTS: &str = "PORTS";
 /// Hash: a MAC of this network namespace, or one that is answered with ([`crate::net::MacAddr`]) → 1 (`u8`).
 pub const OWN_MACS: &str = "OWN_MACS";
+/// Hash: [`crate::abi::AllowedKey`] → 1 (`u8`).
+pub const ALLOWED: &str = "ALLOWED";
 /// Per-CPU array: [`crate::abi::Counter`] → frames.
 pub const COUNTERS: &str = "COUNTERS";
 /// Ring buffer of [`crate::abi::Event`].
@@ -39,7 +41,7 @@ pub const GROUPS: &str = "GROUPS";
 /// Mmapable array with one [`crate::abi::Control`]. Only user space writes it.
 pub const CONTROL: &str = "CONTROL";
 /// All maps that are pinned: the program's messages have a map of their own for each load.
-pub const PINNED: [&str; 12] = [
+pub const PINNED: [&str; 13] = [
     ADDRESSES,
     HINTS,
     SLOTS,
@@ -48,6 +50,7 @@ pub const PINNED: [&str; 12] = [
     CLAIMANTS,
     PORTS,
     OWN_MACS,
+    ALLOWED,
     COUNTERS,
     EVENTS,
     GROUPS,

@@ -21,6 +21,8 @@ mod user {
     // and transparent wrappers of integers, so every bit pattern is a value.
     unsafe impl aya::Pod for abi::AddressKey {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for abi::AllowedKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for abi::Slot {}
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::Record {}

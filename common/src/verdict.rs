@@ -1,7 +1,7 @@
 //! The verdict: what becomes of an ARP frame. Pure; the kernel and the tests on the host run this code.
 
 use crate::{
-    abi::{AddressKey, Counter, Group, Port},
+    abi::{AddressKey, AllowedKey, Counter, Group, Port},
     defence::Reaction,
     net::{Ipv4, MacAddr},
     state::{State, StateWord},
@@ -70,6 +70,8 @@ pub trait Tables {
     fn address(&self, key: &AddressKey) -> Option<Entry<Self::Place>>;
     /// Whether a MAC belongs to this network namespace or is answered with.
     fn is_own(&self, mac: MacAddr) -> bool;
+    /// Whether claims and probes of this host are no conflict where they were made.
+    fn is_allowed(&self, key: &AllowedKey) -> bool;
     /// Whether the daemon was heard lately ([`crate::abi::Control::heard`]).
     fn daemon_lives(&self) -> bool;
 }
@@ -153,6 +155,8 @@ impl<P> Outcome<P> {
 pub enum Sighting<P = u32> {
     /// A claim. If the address is ours or probed for, each is a conflict; else only a change of owner is news.
     Claim(Entry<P>),
+    /// A claim by a host that may: whoever has the address, it is recorded as the one who claims it, and that is all.
+    Allowed(Entry<P>),
     /// A broadcast probe by another host for an address that may answer or is probed for.
     Probe(Entry<P>),
     /// A frame with this port's MAC, or the MAC that we answer with, as sender: echo, loop or clone.
@@ -309,6 +313,12 @@ fn ours<P>(mac: MacAddr, port: &Port, entry: &Entry<P>) -> bool {
     mac == port.mac || mac == entry.word.mac()
 }
 
+/// Whether the sender may claim on this port, behind these tags.
+#[inline(always)]
+fn is_allowed<T: Tables>(frame: &Frame, port: &Port, tables: &T) -> bool {
+    tables.is_allowed(&AllowedKey { mac: frame.sender_mac, interface: port.interface, vlan: frame.vlan })
+}
+
 /// What a frame with a managed sender address says: claim, echo or sibling.
 #[inline(always)]
 fn sender<T: Tables>(frame: &Frame, port: &Port, tables: &T, entry: &Entry<T::Place>) -> Sighting<T::Place> {
@@ -316,6 +326,8 @@ fn sender<T: Tables>(frame: &Frame, port: &Port, tables: &T, entry: &Entry<T::Pl
         Sighting::Echo(Some(*entry))
     } else if tables.is_own(frame.sender_mac) {
         Sighting::Sibling(Some(*entry))
+    } else if is_allowed(frame, port, tables) {
+        Sighting::Allowed(*entry)
     } else {
         Sighting::Claim(*entry)
     }
@@ -337,7 +349,9 @@ fn probe<T: Tables>(
     }
     // A unicast one is a poll, no probe (RFC 1122 §2.3.2.1). One whose two sources differ was not sent by a host
     // that probes for itself: broken proxies made hosts give up their addresses that way.
-    let probes =
-        target.contested() && frame.destination == MacAddr::BROADCAST && frame.source == frame.sender_mac;
+    let probes = target.contested()
+        && frame.destination == MacAddr::BROADCAST
+        && frame.source == frame.sender_mac
+        && !is_allowed(frame, port, tables);
     probes.then_some(Sighting::Probe(*target))
 }

@@ -24,13 +24,15 @@ use crate::{
 pub(crate) fn report<C: Context>(packet: &Packet<C>, sighting: &Sighting<Place>, reaction: Reaction) {
     let (counter, kind, entry, flags) = match sighting {
         Sighting::Claim(entry) => (Counter::Claims, EventKind::Claim, Some(entry), done(reaction)),
+        Sighting::Allowed(entry) => (Counter::Allowed, EventKind::Claim, Some(entry), Event::ALLOWED),
         Sighting::Probe(entry) => (Counter::Probes, EventKind::Probe, Some(entry), 0),
         Sighting::Echo(entry) => (Counter::Echoes, EventKind::Echo, entry.as_ref(), 0),
         Sighting::Sibling(entry) => (Counter::Siblings, EventKind::Echo, entry.as_ref(), Event::SIBLING),
     };
     stats::count(counter);
     if let Some(entry) = entry {
-        let what = What::new(kind, flags, entry.contested());
+        let contested = entry.contested() && flags & Event::ALLOWED == 0;
+        let what = What::new(kind, flags, contested);
         report_of(packet, entry.place.slot, entry.place.record, entry.word, what);
     }
 }

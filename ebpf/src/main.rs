@@ -181,9 +181,11 @@ impl<C: Context, const EXCHANGES: bool> Witness<Place> for Incoming<'_, C, EXCHA
             Sighting::Claim(claimed) if claimed.may_answer && !self.observes => {
                 defence::meet::<EXCHANGES>(claimed, self.packet.ctx().interface())
             }
-            Sighting::Claim(_) | Sighting::Probe(_) | Sighting::Echo(_) | Sighting::Sibling(_) => {
-                Reaction::Nothing
-            }
+            Sighting::Claim(_)
+            | Sighting::Allowed(_)
+            | Sighting::Probe(_)
+            | Sighting::Echo(_)
+            | Sighting::Sibling(_) => Reaction::Nothing,
         };
         events::report(self.packet, &sighting, reaction);
         reaction

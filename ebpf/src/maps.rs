@@ -2,8 +2,9 @@
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Group, Hint, MAX_ADDRESSES,
-        MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace, RING_BYTES, Record, Slot, omit,
+        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Control, Counter, Group, Hint,
+        MAX_ADDRESSES, MAX_ALLOWED, MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace,
+        RING_BYTES, Record, Slot, omit,
     },
     defence::Clocks,
     net::{Ipv4, MacAddr},
@@ -41,6 +42,8 @@ static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static PORTS: Array<PortPlace> = Array::with_max_entries(MAX_PORTS, 0);
 #[map]
 static OWN_MACS: HashMap<MacAddr, u8> = HashMap::with_max_entries(MAX_OWN_MACS, 0);
+#[map]
+static ALLOWED: HashMap<AllowedKey, u8> = HashMap::with_max_entries(MAX_ALLOWED, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Counter::COUNT, 0);
 #[map]
@@ -207,6 +210,13 @@ impl Tables for Maps {
     #[inline(always)]
     fn is_own(&self, mac: MacAddr) -> bool {
         OWN_MACS.get_ptr(mac).is_some()
+    }
+
+    #[inline(always)]
+    fn is_allowed(&self, key: &AllowedKey) -> bool {
+        let there = ALLOWED.get_ptr(key).is_some();
+        // Without, the verifier has twice the work with the rest: 83,100 instructions in place of 47,400 (6.18, tc).
+        forgotten(u64::from(there)).is_some_and(|there| there != 0)
     }
 
     #[inline(always)]

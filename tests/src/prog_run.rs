@@ -13,8 +13,8 @@ use crate::{
 };
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint, Port,
-        PortPlace, Record, Slot,
+        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint,
+        Port, PortPlace, Record, Slot,
     },
     golden::{Action, GROUP, Managed, NOW, PAST_NS, PORT_INDEX, SLEPT_NS, World},
     names,
@@ -66,6 +66,7 @@ pub struct Loaded {
     control: Array<MapData, Control>,
     ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
+    allowed: HashMap<MapData, AllowedKey, u8>,
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     messages: RingBuf<MapData>,
@@ -115,6 +116,7 @@ impl Loaded {
             control: map(names::CONTROL).try_into().expect("an array"),
             ports: map(names::PORTS).try_into().expect("an array"),
             own_macs: map(names::OWN_MACS).try_into().expect("a hash"),
+            allowed: map(names::ALLOWED).try_into().expect("a hash"),
             counters: map(names::COUNTERS).try_into().expect("a per-CPU array"),
             events: map(names::EVENTS).try_into().expect("a ring buffer"),
             messages: map(AYA_LOGS).try_into().expect("a ring buffer"),
@@ -193,6 +195,9 @@ impl Loaded {
         }
         for mac in &world.own_macs {
             self.own_macs.insert(*mac, 1, 0).expect("room for a MAC");
+        }
+        for key in &world.allowed {
+            self.allowed.insert(key, 1, 0).expect("room for a MAC");
         }
     }
 
@@ -277,6 +282,9 @@ impl Loaded {
         }
         for key in keys(&self.own_macs) {
             self.own_macs.remove(&key).expect("listed");
+        }
+        for key in keys(&self.allowed) {
+            self.allowed.remove(&key).expect("listed");
         }
         for counter in Counter::ALL {
             self.counters.set(counter as u32, per_cpu(0), 0).expect("a counter");

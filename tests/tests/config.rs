@@ -7,10 +7,10 @@ use arpwarden_tests::{
     flood::{Answers, ask, settled},
     ms,
     netns::{Net, ip},
-    node::{Node, finish, program},
+    node::{Event, Node, finish, program},
     tools::has_address,
     wait_for,
-    wire::Captured,
+    wire::{Captured, announcement, bytes, probe},
 };
 
 const HEAD: &str =
@@ -29,7 +29,13 @@ impl File {
     }
 
     fn write(&self, addresses: &[String]) {
-        fs::write(&self.0, HEAD.to_owned() + &addresses.concat()).expect("a file in the folder for such");
+        self.write_allowing("", addresses);
+    }
+
+    /// The same with a list of MACs that may claim on the interface.
+    fn write_allowing(&self, macs: &str, addresses: &[String]) {
+        let head = HEAD.replace("\"eth0\"\n", &format!("\"eth0\"\nallow = [{macs}]\n"));
+        fs::write(&self.0, head + &addresses.concat()).expect("a file in the folder for such");
     }
 
     fn path(&self) -> &str {
@@ -244,4 +250,40 @@ fn a_group_goes_online_as_a_whole_or_not_at_all() {
     node.cli(&["online", "@nobody"]).expect(1).naming("no addresses");
     node.cli(&["online", "@Web"]).expect(2);
     node.cli(&["online", "10.7.0.140/24"]).expect(2).naming("--iface");
+}
+
+#[test]
+fn who_is_on_the_list_may_claim_and_is_recorded_and_whoever_is_taken_off_it_is_a_rival() {
+    let net = Net::new(2);
+    let proxy = net.host(1);
+    // It answers for the address, as a router with proxy ARP does.
+    proxy.ns.ip("address add 10.7.0.100/24 dev eth0");
+    let (node, file) = started(&net, &[]);
+    node.try_online(100, &[]).expect(3).naming(proxy.mac);
+
+    file.write_allowing(&format!("\"{}\"", proxy.mac), &[]);
+    node.cli(&["reload"]).expect(0).naming("interface eth0: changed");
+    let address = node.online(100);
+    node.wait_for_state(address, "online", ms(10_000));
+    let (events, tap) = (node.events(), net.tap(0));
+    events.wait_for_state(address, "online", ms(2_000));
+    let claim = || proxy.wire().send(&bytes(&announcement(proxy.mac, address)));
+    let allowed = || node.status()["counters"]["allowed"].as_u64().expect("a counter");
+    let before = allowed();
+    proxy.wire().send(&bytes(&probe(proxy.mac, address)));
+    claim();
+    wait_for("the claim to be counted", ms(2_000), || (allowed() > before).then_some(()));
+
+    file.write(&[]);
+    node.cli(&["reload"]).expect(0);
+    claim();
+    let is_defence = |frame: &Captured| !frame.outgoing && frame.says(address, node.host.mac);
+    let is_announcement = |frame: &Captured| frame.is_arp(|arp| arp.form() == Form::Announcement);
+    let defence = |frame: &Captured| is_defence(frame) && is_announcement(frame);
+    let frames = tap.collect_until("the defence", ms(2_000), defence);
+    assert_eq!(frames.iter().filter(|frame| defence(frame)).count(), 1, "against the last claim alone");
+    // That it claims was told in this minute, when the address was refused to us.
+    let seen = events.collect_until("the defence", ms(2_000), |event| event["event"] == "defended");
+    let other = |event: &&Event| ["conflict", "probe_seen"].iter().any(|kind| event.json["event"] == *kind);
+    assert_eq!(seen.iter().filter(other).count(), 0, "{seen:?}");
 }

@@ -281,14 +281,16 @@ fn an_address_that_is_being_probed_for_is_probed_for_and_not_spoken_for() {
     let net = Net::new(2);
     let bench = Bench::new(&net);
     let _claim = bench.node.begin(&["online", "10.7.0.100/24", "--iface", "eth0", "--profile", "rfc5227"]);
-    wait_for("the claim", ms(5_000), || {
-        (bench.node.state(ip(100)).as_deref() == Some("probing")).then_some(())
-    });
+    let probe = || {
+        bench.tap.wait_for("a probe", ms(5_000), |frame| {
+            !frame.outgoing
+                && frame.is_arp(|arp| arp.form() == Form::Probe && arp.target_ip == ip(100).into())
+        })
+    };
+    // Between two probes are one to two seconds: enough to see that nothing else leaves.
+    probe();
     bench.all_stay_in(ip(100));
-    // Between two probes are one to two seconds.
-    bench.tap.wait_for("a probe", ms(5_000), |frame| {
-        !frame.outgoing && frame.is_arp(|arp| arp.form() == Form::Probe && arp.target_ip == ip(100).into())
-    });
+    probe();
     assert_eq!(bench.node.state(ip(100)).as_deref(), Some("probing"));
 }
 

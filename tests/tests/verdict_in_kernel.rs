@@ -161,16 +161,17 @@ fn check(loaded: &mut Loaded, row: &Row, ran: &Ran) {
     }
 
     let record = loaded.record(SLOT);
-    let claimed = matches!(row.sees, Sees::Conflict | Sees::Fall | Sees::Claim);
+    let claimed = matches!(row.sees, Sees::Conflict | Sees::Fall | Sees::Claim | Sees::Allowed);
     let echoed = matches!(row.sees, Sees::Echo | Sees::Sibling);
     assert_eq!(record.claims, u64::from(claimed), "{name}");
     assert_eq!(record.probes, u64::from(row.sees == Sees::Probe), "{name}");
     assert_eq!(record.echoes, u64::from(echoed), "{name}");
-    assert_eq!(
-        record.owner,
-        if claimed { MacAddr::new(golden::STRANGER_MAC) } else { MacAddr::ZERO },
-        "{name}"
-    );
+    let claimant = match row.sees {
+        Sees::Allowed => MacAddr::new(golden::ALLOWED_MAC),
+        Sees::Conflict | Sees::Fall | Sees::Claim => MacAddr::new(golden::STRANGER_MAC),
+        Sees::Nothing | Sees::Probe | Sees::Echo | Sees::EchoOfOthers | Sees::Sibling => MacAddr::ZERO,
+    };
+    assert_eq!(record.owner, claimant, "{name}");
     assert_eq!(record.owner_seen_ns != 0, claimed, "{name}");
     let second = Record { askers: [Asker::default(); ASKERS], ..loaded.record(SLOT + 1) };
     assert_eq!(second, Record::default(), "{name}");

@@ -6,12 +6,13 @@ pub mod schema;
 mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
+use arpwarden_common::net::MacAddr;
 use arpwarden_engine::input::{MoveBudget, Pace};
 use toml::de::{DeTable, DeValue};
 
@@ -69,6 +70,8 @@ pub struct Interface {
     pub pace: Pace,
     /// Defences of an address allowed.
     pub moves: Option<MoveBudget>,
+    /// Hosts whose claims are no conflict.
+    pub allow: BTreeSet<MacAddr>,
 }
 
 /// A `[[group]]`.
@@ -328,6 +331,7 @@ impl Reader<'_> {
                 vlan_offload: table.said("vlan_offload"),
                 pace: pace.into(),
                 moves,
+                allow: table.get("allow").unwrap_or_default(),
             };
             config.interfaces.insert(name, interface);
         }

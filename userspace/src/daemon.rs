@@ -662,6 +662,7 @@ impl Daemon {
                 owner_changed: event.flags & abi::Event::OWNER_CHANGED != 0,
                 defended: event.flags & abi::Event::DEFENDED != 0,
                 fell: event.flags & abi::Event::FELL != 0,
+                allowed: event.flags & abi::Event::ALLOWED != 0,
                 at: MonoTime(event.kernel_time_ns),
             };
             let key = self.datapath.key_of(event.interface, event.vlan, event.address);

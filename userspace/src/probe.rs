@@ -4,7 +4,7 @@ use std::{cell::Cell, collections::BTreeSet};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
-    abi::{AddressKey, Port},
+    abi::{AddressKey, AllowedKey, Port},
     defence::Reaction,
     net::{MacAddr, Vlan},
     state::StateWord,
@@ -61,6 +61,10 @@ impl Tables for Question {
         self.own_macs.contains(&mac)
     }
 
+    fn is_allowed(&self, _: &AllowedKey) -> bool {
+        false
+    }
+
     fn daemon_lives(&self) -> bool {
         false
     }
@@ -75,7 +79,9 @@ impl Witness<u32> for Told {
         self.0.set(match sighting {
             verdict::Sighting::Claim(_) => Some(SightingKind::Claim),
             verdict::Sighting::Probe(_) => Some(SightingKind::Probe),
-            verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => None,
+            verdict::Sighting::Allowed(_) | verdict::Sighting::Echo(_) | verdict::Sighting::Sibling(_) => {
+                None
+            }
         });
         Reaction::Nothing
     }
@@ -97,6 +103,7 @@ impl Question {
             owner_changed: false,
             defended: false,
             fell: false,
+            allowed: false,
             at: clock::now(),
         })
     }

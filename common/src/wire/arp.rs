@@ -484,7 +484,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        abi::{AddressKey, Port},
+        abi::{AddressKey, AllowedKey, Port},
         defence::Reaction,
         golden,
         state::{State, StateWord},
@@ -519,6 +519,10 @@ mod tests {
             let word = StateWord::new(MacAddr::new(golden::OUR_MAC), State::Online, StateWord::LOCAL, 0);
             Some(Entry { place: (), word, may_answer: true })
         }
+        fn is_allowed(&self, _: &AllowedKey) -> bool {
+            false
+        }
+
         fn is_own(&self, _: MacAddr) -> bool {
             false
         }

@@ -214,6 +214,8 @@ pub struct Sighting {
     pub defended: bool,
     /// The program has given the address up because of the claim: it is silent already.
     pub fell: bool,
+    /// The claimant may claim: it is recorded as the one who does, and that is all.
+    pub allowed: bool,
 }
 
 /// An interface, as far as the engine needs it.

@@ -8,7 +8,7 @@ use core::{cell::Cell, time::Duration};
 use std::collections::{BTreeMap, BTreeSet};
 
 use arpwarden_common::{
-    abi::{AddressKey, Port},
+    abi::{AddressKey, AllowedKey, Port},
     defence::Reaction,
     net::{Ipv4, MacAddr, Vlan},
     state::{State, StateWord},
@@ -138,6 +138,10 @@ impl Tables for Maps<'_> {
 
     fn is_own(&self, mac: MacAddr) -> bool {
         mac == self.warden.kernel.mac
+    }
+
+    fn is_allowed(&self, _: &AllowedKey) -> bool {
+        false
     }
 
     fn daemon_lives(&self) -> bool {
@@ -627,7 +631,9 @@ impl Net {
 
     fn report(&mut self, to: Host, frame: &Frame, sighting: verdict::Sighting<AddressKey>) {
         let (kind, seen) = match sighting {
-            verdict::Sighting::Echo(None) | verdict::Sighting::Sibling(None) => return,
+            verdict::Sighting::Echo(None)
+            | verdict::Sighting::Sibling(None)
+            | verdict::Sighting::Allowed(_) => return,
             verdict::Sighting::Claim(seen) => (SightingKind::Claim, seen),
             verdict::Sighting::Probe(seen) => (SightingKind::Probe, seen),
             verdict::Sighting::Echo(Some(seen)) => (SightingKind::Echo { sibling: false }, seen),
@@ -652,6 +658,7 @@ impl Net {
             at: now,
             defended: false,
             fell: false,
+            allowed: false,
         };
         warden.ring = warden.ring.max(now.after(wait));
         let wait = warden.ring.since(now);

@@ -33,7 +33,8 @@ pub fn reference() -> String {
                 | Kind::Interface
                 | Kind::Group
                 | Kind::Users
-                | Kind::Moves => key.kind.allowed(),
+                | Kind::Moves
+                | Kind::Macs => key.kind.allowed(),
             };
             let default = match key.default {
                 Some(default) => format!("`{default}`"),

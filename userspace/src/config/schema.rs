@@ -1,7 +1,9 @@
 //! Every section and key, once: what may stand there, in which unit and range, and what holds where nothing is said.
 //! The parser, its error messages and the reference are made from this table.
 
-use arpwarden_common::abi::MOVES;
+use std::collections::BTreeSet;
+
+use arpwarden_common::{abi::MOVES, net::MacAddr};
 use arpwarden_engine::input::{MoveBudget, Pace};
 use clap::ValueEnum;
 use toml::de::{DeTable, DeValue};
@@ -109,6 +111,8 @@ pub enum Kind {
     Users,
     /// A budget of moves.
     Moves,
+    /// A list of hosts' MACs.
+    Macs,
 }
 
 /// A word of a choice.
@@ -149,6 +153,8 @@ pub enum Value {
     Group(GroupName),
     /// Of [`Kind::Moves`].
     Moves(Moves),
+    /// Of [`Kind::Macs`].
+    Macs(BTreeSet<MacAddr>),
 }
 
 /// Why a value may not stand at its key, and what may.
@@ -178,6 +184,7 @@ from_value! {
     Cidr: Value::Cidr(cidr) => Some(*cidr);
     GroupName: Value::Group(name) => Some(*name);
     Moves: Value::Moves(moves) => Some(*moves);
+    BTreeSet<MacAddr>: Value::Macs(macs) => Some(macs.clone());
     Attach: Value::Text(text) => Self::from_str(text, false).ok();
     VlanOffload: Value::Text(text) => Self::from_str(text, false).ok();
     OnExit: Value::Text(text) => Self::from_str(text, false).ok();
@@ -236,6 +243,9 @@ impl Kind {
             Self::Users => "the name of a group of users".to_owned(),
             Self::Moves => {
                 format!("\"N/Ss\": N moves, 1 to {MOVES}, in S seconds, 1 to {MAX_WINDOW}; or \"none\"")
+            }
+            Self::Macs => {
+                format!("a list of MACs of hosts, {MAX_MACS} at the most: [\"02:00:00:00:00:0a\"]")
             }
         }
     }
@@ -300,6 +310,22 @@ impl Kind {
                 let text = text()?;
                 moves(text).map(Value::Moves).ok_or_else(|| not(text))
             }
+            Self::Macs => {
+                let DeValue::Array(list) = value else { return Err(type_of()) };
+                let macs = list.iter().map(|element| {
+                    let element = element.get_ref();
+                    let text = element.as_str().ok_or_else(|| {
+                        Failed(format!("a {} is in it; allowed: {}", type_name(element), allowed()))
+                    })?;
+                    mac(text).ok_or_else(|| not(text))
+                });
+                let macs: BTreeSet<_> = macs.collect::<Result<_, _>>()?;
+                if macs.len() <= MAX_MACS {
+                    Ok(Value::Macs(macs))
+                } else {
+                    Err(Failed(format!("{} are too many; allowed: {}", macs.len(), allowed())))
+                }
+            }
         }
     }
 }
@@ -317,6 +343,23 @@ fn moves(text: &str) -> Option<Moves> {
     let window = digits(window.strip_suffix('s')?)?;
     let good = (1..=u32::try_from(MOVES).ok()?).contains(&moves) && (1..=MAX_WINDOW).contains(&window);
     good.then(|| Moves(Some(MoveBudget { moves, window: std::time::Duration::from_secs(window.into()) })))
+}
+
+/// The most MACs of a list: with all 64 interfaces that have one they fit into the program's map
+/// ([`arpwarden_common::abi::MAX_ALLOWED`]).
+const MAX_MACS: usize = 64;
+
+/// The MAC of a host: neither zero nor a group's.
+fn mac(text: &str) -> Option<MacAddr> {
+    let mut octets = [0; 6];
+    let mut parts = text.split(':');
+    for octet in &mut octets {
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *octet = u8::from_str_radix(part, 16).ok()?;
+    }
+    let mac = MacAddr::new(octets);
+    (parts.next().is_none() && !mac.is_zero() && !mac.is_group()).then_some(mac)
 }
 
 /// A budget of moves, or none.
@@ -451,6 +494,15 @@ pub static INTERFACE: Section = Section {
              defended. EVPN fabrics freeze an address that moves 5 times in 180 s.",
         )
         .otherwise("`\"4/180s\"` with pace `inspected`, `\"none\"` with `plain`"),
+        key(
+            "allow",
+            Kind::Macs,
+            Change::AtOnce,
+            "Hosts that may claim any address here and probe for it, such as a router with proxy ARP or a fabric that \
+             answers for others: that is recorded as every claim is, but it is no conflict, and nothing is defended \
+             against it.",
+        )
+        .or("[]"),
     ],
 };
 

@@ -61,7 +61,7 @@ fn a_file_is_understood_and_what_it_does_not_say_is_as_on_the_command_line() {
 fn everything_that_can_be_said_is_understood() {
     let text = "[daemon]\non_exit = \"keep\"\nattach = \"native\"\nvlan_offload = \"ignore\"\nsocket_group = \"ops\"\n\
                 observe = true\nlog = \"debug\"\n[[interface]]\nname = \"eth0\"\npace = \"inspected\"\n[[interface]]\n\
-                name = \"eth1\"\nmoves = \"2/60s\"\n[[interface]]\nname = \"eth2\"\npace = \"inspected\"\nmoves = \"none\"\n\
+                name = \"eth1\"\nmoves = \"2/60s\"\nallow = [\"02:00:5E:00:00:0a\"]\n[[interface]]\nname = \"eth2\"\npace = \"inspected\"\nmoves = \"none\"\n\
                 [[group]]\nname = \"web\"\nlease = 2.5\n[[address]]\naddress = \"192.0.2.10/24\"\ninterface = \"eth0\"\n\
                 group = \"web\"\nstart = \"off\"\nclaim = \"immediate\"\ncheck = 50\ndefend = \"once\"\nwait = 1.5\n\
                 on_removed = \"give-up\"\nallow_flux = true\n";
@@ -82,6 +82,8 @@ fn everything_that_can_be_said_is_understood() {
     let two = MoveBudget { moves: 2, window: std::time::Duration::from_secs(60) };
     assert_eq!(config.interfaces["eth1"].moves, Some(two));
     assert_eq!(config.interfaces["eth2"].moves, None);
+    assert_eq!(config.interfaces["eth1"].allow, [MacAddr::new([2, 0, 0x5e, 0, 0, 10])].into());
+    assert_eq!(config.interfaces["eth0"].allow, [].into());
     let address = config.addresses.values().next().expect("one");
     assert_eq!(address.start, Start::Off);
     assert_eq!(
@@ -134,6 +136,23 @@ fn wrong_types_words_and_numbers_are_named_with_what_is_allowed() {
         let text = format!("[[interface]]\nname = \"eth0\"\nmoves = \"{moves}\"\n");
         one(&text, 3, "interface.moves", "\"N/Ss\"");
     }
+    let wrong =
+        ["2:0:0:0:0:1", "02:00:00:00:00", "02:00:00:00:00:01:02", "02-00-00-00-00-01", "+2:00:00:00:00:01"];
+    for mac in [&wrong[..], &["00:00:00:00:00:00", "01:00:5e:00:00:01", "02:00:00:00:00:0g", ""]].concat() {
+        let text = format!("[[interface]]\nname = \"eth0\"\nallow = [\"{mac}\"]\n");
+        one(&text, 3, "interface.allow", "a list of MACs");
+    }
+    one(
+        "[[interface]]\nname = \"eth0\"\nallow = \"02:00:00:00:00:01\"\n",
+        3,
+        "interface.allow",
+        "it is a string",
+    );
+    one("[[interface]]\nname = \"eth0\"\nallow = [1]\n", 3, "interface.allow", "a whole number is in it");
+    let macs: Vec<String> = (0..65).map(|n| format!("\"02:00:00:00:00:{n:02x}\"")).collect();
+    let list = |macs: &[String]| format!("[[interface]]\nname = \"eth0\"\nallow = [{}]\n", macs.join(","));
+    one(&list(&macs), 3, "interface.allow", "65 are too many");
+    Config::parse(&list(&macs[1..])).expect("as many as there may be");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::anyhow;
 use arpwarden_common::{
-    abi::{self, AddressKey, Port},
+    abi::{self, AddressKey, AllowedKey, Port},
     net::{MacAddr, Vlan},
     state::State,
     wire::arp::{Form, REQUEST},
@@ -18,7 +18,7 @@ use arpwarden_engine::{
     Input, Interface, MonoTime, Reason,
     input::{Claimant, MoveBudget, Register, Sighting, SightingKind},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     Carrier, Daemon, Stop, Verb, find_link,
@@ -113,9 +113,43 @@ impl Daemon {
         let (counting, silent): (Vec<_>, Vec<_>) =
             changed.partition(|(_, port)| port.flags & Port::ACCEPT != 0);
         for (index, port) in silent.into_iter().chain(counting) {
-            self.datapath.set_port(*index, *port).map_err(Stop::failed)?;
+            if let Err(error) = self.datapath.set_port(*index, *port) {
+                if let Some(told) = self.carriers.get_mut(&carrier) {
+                    // All of it once more with the next change.
+                    told.ports = BTreeMap::new();
+                }
+                return Err(Stop::failed(error));
+            }
         }
         Ok(())
+    }
+
+    /// The same while the daemon runs, which goes on for all others if there is no room for one: its frames pass.
+    fn tell_changed_ports(&mut self, carrier: u32) {
+        if let Err(stop) = self.tell_ports(carrier) {
+            error!(
+                interface = self.interface_name(carrier),
+                "not answered on as it should be: {:#}", stop.error
+            );
+        }
+    }
+
+    /// The same of hosts that may claim: one more is a rival.
+    fn tell_changed_allowed(&mut self) {
+        if let Err(stop) = self.tell_allowed() {
+            error!("not everybody who may claim is known to the program: {:#}", stop.error);
+        }
+    }
+
+    /// Tells the program whose claims are no conflict, and where.
+    pub(super) fn tell_allowed(&mut self) -> Result<(), Stop> {
+        let keys = self.links.values().flat_map(|link| {
+            let Segment { carrier, vlan } = self.datapath.segment(link.index);
+            let key = move |mac| AllowedKey { mac, interface: carrier, vlan };
+            self.settings.allowed(&link.name).map(key)
+        });
+        let keys = keys.collect();
+        self.datapath.set_allowed(&keys).map_err(Stop::failed)
     }
 
     /// Which interface carries the program for addresses of this one.
@@ -348,8 +382,9 @@ impl Daemon {
         }
         self.datapath.set_segment(index, None);
         if let Some(master) = master {
-            self.tell_ports(master)?;
+            self.tell_changed_ports(master);
         }
+        self.tell_changed_allowed();
         let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
         for address in gone {
             self.set_local(address, index, None);
@@ -419,7 +454,10 @@ impl Daemon {
         // A bond counts by its members, a member by its bond.
         let masters = [before.as_ref().and_then(|before| before.master), link.master];
         for carrier in masters.into_iter().flatten().chain([index]).collect::<BTreeSet<_>>() {
-            self.tell_ports(carrier)?;
+            self.tell_changed_ports(carrier);
+        }
+        if link.tag.is_some() || before.as_ref().map(|before| &before.name) != Some(&link.name) {
+            self.tell_changed_allowed();
         }
         if let Some(before) = before.as_ref().filter(|_| self.carriers.contains_key(&index)) {
             self.carrier_changed(before, &link);
@@ -648,6 +686,7 @@ impl Daemon {
                 owner_changed: true,
                 defended: false,
                 fell: true,
+                allowed: false,
                 at: clock::now(),
             };
             self.tell(Input::Seen { key, sighting });

@@ -310,6 +310,9 @@ impl Daemon {
             }
             self.settings.file = file.clone();
         }
+        if let Err(stop) = self.tell_allowed() {
+            client.note(stop.exit, format!("interface: allow: not all of it is in force: {:#}", stop.error));
+        }
         for name in before.interfaces.keys().filter(|name| !file.interfaces.contains_key(*name)) {
             if !self.settings.flags.interfaces.contains(name) {
                 changing.then.push(Step::Leave(name.clone()));

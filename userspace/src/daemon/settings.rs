@@ -1,6 +1,6 @@
 //! What holds of the command line and the configuration file: the command line goes first.
 
-use arpwarden_common::abi::Port;
+use arpwarden_common::{abi::Port, net::MacAddr};
 use arpwarden_engine::input::{MoveBudget, Pace};
 
 use crate::{
@@ -56,6 +56,11 @@ impl Settings {
             .interfaces
             .get(name)
             .map_or((Pace::Plain, None), |interface| (interface.pace, interface.moves))
+    }
+
+    /// Hosts whose claims are no conflict on an interface.
+    pub(super) fn allowed(&self, name: &str) -> impl Iterator<Item = MacAddr> {
+        self.file.interfaces.get(name).into_iter().flat_map(|interface| interface.allow.iter().copied())
     }
 }
 

@@ -179,6 +179,7 @@ impl Daemon {
         self.resync_addresses().await?;
         self.tell_macs()?;
         self.tell_segments();
+        self.tell_allowed()?;
         if let Found::Adopted(leftover) = found {
             self.adopt(leftover, left).await?;
         }

@@ -55,6 +55,9 @@ impl Managed {
         // Not under an earlier generation, which the word has left since. The stamp is up to a jiffy early.
         let fell = sighting.fell && sighting.at.after(LEASE_MARGIN) >= self.generation_since;
         match self.state {
+            State::Probing | State::Announcing | State::Online | State::Contested if sighting.allowed => {
+                return;
+            }
             State::Probing => self.refused(sighting, Reason::Claimed, turn),
             State::Announcing | State::Online | State::Contested => {
                 if self.window != Window::None {

@@ -122,6 +122,19 @@ fn another_hosts_probe_while_probing_is_a_conflict() {
 }
 
 #[test]
+fn who_may_claim_keeps_nobody_from_claiming_and_is_written_down() {
+    let mut rig = Rig::new();
+    let request = rig.online(SPEC);
+    let sighting = Sighting { allowed: true, ..rig.sighting(SightingKind::Claim, RIVAL) };
+    rig.seen(sighting);
+    rig.pass(secs(1));
+    assert_eq!(rig.state(), Some(State::Announcing));
+    assert_eq!(rig.answers(request), vec![Answer::Done]);
+    assert_eq!(rig.managed().owner().unwrap().claimant.mac, RIVAL);
+    assert_eq!(rig.managed().conflicts(), 0);
+}
+
+#[test]
 fn a_claim_in_the_silence_after_the_last_probe_still_counts() {
     // RFC 5227 §2.1.1: until ANNOUNCE_WAIT after the last probe.
     let mut rig = Rig::new();

@@ -78,6 +78,24 @@ fn a_repeated_claimant_counts_for_the_policy_though_no_event_comes_of_it() {
 }
 
 #[test]
+fn nothing_is_done_about_the_claim_of_a_host_that_may() {
+    for defend in [Defend::Yield, Defend::Once, Defend::Hold] {
+        let mut rig = Rig::held(policy(defend));
+        for _ in 0..3 {
+            let sighting = Sighting { allowed: true, ..rig.sighting(SightingKind::Claim, RIVAL) };
+            rig.seen(sighting);
+            rig.pass(secs(1));
+        }
+        assert_eq!(rig.state(), Some(State::Online));
+        assert_eq!((rig.frames(Purpose::Defence).len(), rig.managed().conflicts()), (0, 0));
+        assert_eq!(rig.managed().owner().unwrap().claimant.mac, RIVAL);
+        // It is no accomplice of others, nor has it used up a defence.
+        rig.claim_by(OTHER);
+        assert_eq!(rig.state(), Some(if defend == Defend::Yield { State::Lost } else { State::Online }));
+    }
+}
+
+#[test]
 fn the_time_of_the_frame_counts_not_that_of_the_report() {
     let mut rig = Rig::held(policy(Defend::Once));
     rig.claim_by(RIVAL);

@@ -238,6 +238,7 @@ impl Rig {
             at: self.now,
             defended: false,
             fell: false,
+            allowed: false,
         }
     }
 

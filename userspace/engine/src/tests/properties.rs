@@ -563,6 +563,7 @@ impl Bench {
                         at: self.now,
                         defended: !fell,
                         fell,
+                        allowed: false,
                     };
                     self.input(Input::Seen { key, sighting });
                     let word = self.words.get(&key).copied().unwrap_or(StateWord::VACANT);
@@ -583,6 +584,7 @@ impl Bench {
                     at: if count == 7 { self.now.after(age) } else { MonoTime(self.now.0 - nanos(age)) },
                     defended: false,
                     fell: false,
+                    allowed: false,
                 };
                 self.input(Input::Seen { key: numbered(n), sighting });
             }

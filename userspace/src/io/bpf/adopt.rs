@@ -194,7 +194,7 @@ impl Datapath {
         let used: BTreeSet<u32> = self.installed.values().copied().collect();
         self.free.retain(|slot| !used.contains(slot));
         self.tables.forget_claimants(|slot| used.contains(&slot)).map_err(LoadError::table)?;
-        self.own = self.tables.own_macs().map_err(LoadError::table)?;
+        (self.own, self.allowed) = self.tables.macs().map_err(LoadError::table)?;
         let links = self.adopt_links()?;
         let heartbeat_ns = self
             .tables

@@ -117,6 +117,7 @@ impl Datapath {
             free: (0..MAX_ADDRESSES).collect(),
             left: VecDeque::new(),
             own: BTreeSet::new(),
+            allowed: BTreeSet::new(),
             ebpf,
         })
     }

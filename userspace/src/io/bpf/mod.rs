@@ -17,7 +17,11 @@ mod unload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use arpwarden_common::{abi::AddressKey, names, net::MacAddr};
+use arpwarden_common::{
+    abi::{AddressKey, AllowedKey},
+    names,
+    net::MacAddr,
+};
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
@@ -96,6 +100,8 @@ pub struct Datapath {
     left: VecDeque<u32>,
     /// The MACs that the program takes for this namespace's.
     own: BTreeSet<MacAddr>,
+    /// The hosts whose claims it takes for no conflict.
+    allowed: BTreeSet<AllowedKey>,
 }
 
 /// A loaded program that answers.

@@ -7,8 +7,8 @@ use std::{
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, Asker, Claimant, ClaimantKey, Counter, Group, Hint, MAX_ADDRESSES,
-        MAX_GROUPS, Port, PortPlace, Record,
+        AddressCounters, AddressKey, AllowedKey, Asker, Claimant, ClaimantKey, Counter, Group, Hint,
+        MAX_ADDRESSES, MAX_GROUPS, Port, PortPlace, Record,
     },
     names,
     net::{Ipv4, MacAddr, Vlan},
@@ -40,6 +40,7 @@ pub(super) struct Tables {
     pub(super) hints: Array<MapData, Hint>,
     ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
+    allowed: HashMap<MapData, AllowedKey, u8>,
     counters: PerCpuArray<MapData, u64>,
     groups: Mapped<SharedGroup>,
     pub(super) control: Mapped<SharedControl>,
@@ -60,6 +61,7 @@ impl Tables {
             hints: typed(pins, names::HINTS)?,
             ports: typed(pins, names::PORTS)?,
             own_macs: typed(pins, names::OWN_MACS)?,
+            allowed: typed(pins, names::ALLOWED)?,
             counters: typed(pins, names::COUNTERS)?,
             groups: mapped(pins, names::GROUPS, MAX_GROUPS)?.0,
             control: mapped(pins, names::CONTROL, 1)?.0,
@@ -72,12 +74,14 @@ impl Tables {
         self.control.get(0)
     }
 
-    /// The MACs that the program takes for this namespace's.
-    pub(super) fn own_macs(&self) -> Result<BTreeSet<MacAddr>, TableError> {
-        self.own_macs
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(|source| TableError::read(names::OWN_MACS, source))
+    /// The MACs that the program takes for this namespace's, and the hosts whose claims it takes for no conflict.
+    pub(super) fn macs(&self) -> Result<(BTreeSet<MacAddr>, BTreeSet<AllowedKey>), TableError> {
+        let own = self.own_macs.keys().collect::<Result<_, _>>();
+        let allowed = self.allowed.keys().collect::<Result<_, _>>();
+        Ok((
+            own.map_err(|source| TableError::read(names::OWN_MACS, source))?,
+            allowed.map_err(|source| TableError::read(names::ALLOWED, source))?,
+        ))
     }
 
     /// All claimants that the program remembers.
@@ -129,6 +133,23 @@ impl Tables {
     }
 }
 
+/// Makes the map, whose keys are `there`, one of the keys `wanted`: new ones first.
+fn become_set<K: aya::Pod + Ord>(
+    map: &mut HashMap<MapData, K, u8>,
+    there: &mut BTreeSet<K>,
+    wanted: &BTreeSet<K>,
+) -> Result<(), MapError> {
+    for key in wanted.difference(there).copied().collect::<Vec<_>>() {
+        map.insert(key, 1, 0)?;
+        there.insert(key);
+    }
+    for key in there.difference(wanted).copied().collect::<Vec<_>>() {
+        removed(map.remove(&key))?;
+        there.remove(&key);
+    }
+    Ok(())
+}
+
 fn typed<T: TryFrom<Map, Error = MapError>>(pins: &Pins, map: &'static str) -> Result<T, LoadError> {
     let shape = |source| LoadError::Shape { map, source };
     let data = MapData::from_pin(pins.map(map)).map_err(shape)?;
@@ -166,6 +187,10 @@ impl verdict::Tables for Datapath {
 
     fn is_own(&self, mac: MacAddr) -> bool {
         self.own.contains(&mac)
+    }
+
+    fn is_allowed(&self, key: &AllowedKey) -> bool {
+        self.allowed.contains(key)
     }
 
     /// It is the one that asks.
@@ -266,18 +291,17 @@ impl Datapath {
     /// # Errors
     /// More than [`arpwarden_common::abi::MAX_OWN_MACS`]. What was written stays; another call goes on from there.
     pub fn set_own_macs(&mut self, macs: &BTreeSet<MacAddr>) -> Result<(), TableError> {
-        let failed = |source| TableError::write(names::OWN_MACS, source);
-        for &mac in macs {
-            if !self.own.contains(&mac) {
-                self.tables.own_macs.insert(mac, 1, 0).map_err(failed)?;
-                self.own.insert(mac);
-            }
-        }
-        for mac in self.own.difference(macs).copied().collect::<Vec<_>>() {
-            removed(self.tables.own_macs.remove(&mac)).map_err(failed)?;
-            self.own.remove(&mac);
-        }
-        Ok(())
+        become_set(&mut self.tables.own_macs, &mut self.own, macs)
+            .map_err(|source| TableError::write(names::OWN_MACS, source))
+    }
+
+    /// Tells the program whose claims are no conflict where; writes only the difference.
+    ///
+    /// # Errors
+    /// More than [`arpwarden_common::abi::MAX_ALLOWED`]. What was written stays; another call goes on from there.
+    pub fn set_allowed(&mut self, allowed: &BTreeSet<AllowedKey>) -> Result<(), TableError> {
+        become_set(&mut self.tables.allowed, &mut self.allowed, allowed)
+            .map_err(|source| TableError::write(names::ALLOWED, source))
     }
 
     /// Makes an address known to the program, with `word` from the first frame on, without lease and group, and gives

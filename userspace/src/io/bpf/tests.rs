@@ -8,7 +8,7 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{self, Counter, EventKind, MAX_ADDRESSES, Port},
+    abi::{self, AddressKey, AllowedKey, Counter, EventKind, MAX_ADDRESSES, Port},
     net::{Ipv4, Vlan},
     state::{State, StateWord},
     wire::arp::Outgoing,
@@ -273,6 +273,28 @@ fn the_own_macs_are_those_told_last() {
     datapath.set_own_macs(&BTreeSet::from([OWN])).unwrap();
     show(&mut datapath, &claim(5));
     assert_eq!(claims(&datapath), 2);
+}
+
+#[test]
+fn who_may_claim_are_those_told_last() {
+    if !own_network::with_mounts(&[]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut datapath = scratch.acting();
+    datapath.install(key(5), online(1)).unwrap();
+    let counted = |datapath: &Datapath| {
+        [Counter::Claims, Counter::Allowed].map(|counter| datapath.counters().unwrap()[counter as usize])
+    };
+    let AddressKey { interface, vlan, .. } = key(5);
+    let here = AllowedKey { mac: STRANGER, interface, vlan };
+    datapath.set_allowed(&BTreeSet::from([here, AllowedKey { mac: OWN, ..here }])).unwrap();
+    show(&mut datapath, &claim(5));
+    assert_eq!(counted(&datapath), [0, 1]);
+    assert_eq!(datapath.record(&key(5)).unwrap().owner, STRANGER, "the record of the owner is kept");
+    datapath.set_allowed(&BTreeSet::from([AllowedKey { interface: interface + 1, ..here }])).unwrap();
+    show(&mut datapath, &claim(5));
+    assert_eq!(counted(&datapath), [1, 1]);
 }
 
 #[test]
