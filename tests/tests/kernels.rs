@@ -150,9 +150,6 @@ const MACVLAN: Kind = Kind {
     native_needs_peer: false,
 };
 
-/// The first that gives XDP a queue of its own or, as where there is one for each processor at most, shares one.
-const VIRTIO_SHARES: Since = Since::Linux(5, 13);
-
 /// What has no far end. The kernel makes it without ARP, which is refused in words of its own.
 const DUMMY: &str = "link add eth0 type dummy\nlink set eth0 arp on\n";
 
@@ -186,8 +183,7 @@ fn a_virtio_card_is_attached_to_in_every_mode() {
     for mode in MODES {
         let cards = plugged("virtio_net", false, "virtio_net", 1_500);
         let Some(Plugged { near, far, .. }) = &cards else { return };
-        let works = mode != "native" || VIRTIO_SHARES.is_here();
-        attach(near, "eth0", mode, works, &[], |node| {
+        attach(near, "eth0", mode, true, &[], |node| {
             let address = node.online_with(100, &["--claim", "immediate", "--check", "0"]);
             assert_answered_once(far, address, near.mac, &format!("virtio card in mode {mode}"));
         });

@@ -95,7 +95,7 @@ impl<'net> Stage<'net> {
                 net.host(PLAIN),
             ),
             books: Books::default(),
-            stranger: net.host(STRANGER).wire(),
+            stranger: Wire::deaf(&net.host(STRANGER).ns, "eth0"),
             strangers: 0,
             macs: std::array::from_fn(|host| net.host(host).mac),
             new_macs: 0,
