@@ -87,12 +87,16 @@ fn a_team_answers_once_with_its_mac_whichever_port_it_uses() {
     node.cli(&["online", "10.7.0.100/24", "--iface", "team0"]).expect(0);
     node.wait_for_state(HELD, "online", ms(30_000));
     assert!(addresses_on(&host.ns, "team0").contains(&(HELD, 24)));
+    let events = node.events();
     for port in ["eth0", "eth1", "eth0"] {
         teamed.switch_to(port);
         teamed.answers_once_each();
         assert!(pings_from(&client.ns, client.ip, HELD), "by {port}");
         assert_eq!(neighbour(&client.ns, HELD), Some(mac), "by {port}");
     }
+    // As README says: nothing that the daemon reads tells of it.
+    let told = events.drain();
+    assert!(!told.iter().any(|event| event.json["event"] == "path_changed"), "{told:#?}");
     node.cli(&["offline", "10.7.0.100"]).expect(0);
     assert!(!addresses_on(&host.ns, "team0").iter().any(|(address, _)| *address == HELD));
     node.cli(&["unload"]).expect(0);
@@ -105,7 +109,6 @@ fn a_team_that_is_told_to_notify_its_peers_announces_what_it_holds_and_nothing_e
     let Some(teamed) = Teamed::active_backup() else { return };
     let (host, client) = (teamed.net.host(0), teamed.net.host(1));
     let mac = mac_of(&host.ns, "team0");
-    host.ns.sysctl("ipv4/conf/team0/arp_notify", "1");
     let node = Node::start_with(host, &["--iface", "team0"]);
     node.cli(&["online", "10.7.0.100/24", "--iface", "team0"]).expect(0);
     node.cli(&["online", "10.7.0.101/24", "--iface", "team0", "--lease", "3"]).expect(0);
