@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _},
     net::{Ipv4Addr, Shutdown},
     os::unix::net::UnixStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{
@@ -287,16 +287,40 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
     // A daemon that refuses (too many clients) may have closed its side already: its words still wait for us.
     let sent = stream.write_all(&text);
     let mut exit = Exit::Done;
-    let mut out = io::stdout().lock();
-    for line in BufReader::new(stream).lines() {
-        match serde_json::from_str(&line?)? {
+    let mut progress: Option<Progress> = None;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let (mut reader, mut line) = (BufReader::new(stream), String::new());
+    loop {
+        if reader.buffer().is_empty() {
+            // Nothing more is there at the moment: what was said is not to wait for it.
+            out.flush()?;
+        }
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            break;
+        }
+        match serde_json::from_str(&line)? {
             Response::Result { address, interface, exit: one, message } => {
                 exit = exit.worst(one);
+                if let Some(progress) = &mut progress {
+                    progress.one_more();
+                }
                 let place = interface.map_or_else(String::new, |name| format!(" on {name}"));
                 if one == Exit::Done {
                     writeln!(out, "{address}{place}: {message}")?;
                 } else {
                     complain(format_args!("{address}{place}: {message}"));
+                }
+            }
+            Response::Plan { addresses, announced_ms, done_ms } => {
+                progress = Progress::of(addresses);
+                if progress.is_some() || announced_ms > 1_000 {
+                    let seconds = |ms| Duration::from_millis(ms).as_secs_f64();
+                    eprintln!(
+                        "arpwarden: {addresses} addresses: all announced once in about {:.1} s, the last frame in about {:.0} s",
+                        seconds(announced_ms),
+                        seconds(done_ms)
+                    );
                 }
             }
             Response::Note { exit: one, message } => {
@@ -321,7 +345,6 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
                 } else {
                     writeln!(out, "{} {} {}", event.time, event.seq, event.words())?;
                 }
-                out.flush()?;
             }
             Response::End { exit: whole, message } => {
                 exit = exit.worst(whole);
@@ -330,12 +353,39 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
                     Some(message) => complain(message),
                     None => {}
                 }
+                out.flush()?;
                 return Ok(exit);
             }
         }
     }
     sent?;
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it had answered"))
+}
+
+/// How many of many are done, on a terminal that does not show the results themselves.
+struct Progress {
+    done: usize,
+    of: usize,
+    told: Instant,
+}
+
+impl Progress {
+    /// How often the line is written anew: as often as an eye can follow.
+    const AGAIN: Duration = Duration::from_millis(100);
+
+    fn of(of: usize) -> Option<Self> {
+        let watched = io::stderr().is_terminal() && !io::stdout().is_terminal();
+        watched.then(|| Self { done: 0, of, told: Instant::now() })
+    }
+
+    fn one_more(&mut self) {
+        self.done += 1;
+        let all = self.done == self.of;
+        if all || self.told.elapsed() >= Self::AGAIN {
+            self.told = Instant::now();
+            eprint!("\r{} of {} {}", self.done, self.of, if all { "\n" } else { "" });
+        }
+    }
 }
 
 fn write_status(out: &mut impl io::Write, status: &Status) -> io::Result<()> {

@@ -39,7 +39,7 @@ use crate::{
         control::{Command, Reply},
         dice::KernelDice,
         link::{self, DisabledOffload, Link, VlanTags},
-        netlink::{Changes, Netlink},
+        netlink::{Changes, Netlink, PIPELINED},
     },
     protocol::{GroupName, How, Response},
     state_file::{Claimed, StateFile},
@@ -154,6 +154,7 @@ fn log_reply(reply: &Reply) {
         }
         Reply::Line(
             Response::End { message: None, .. }
+            | Response::Plan { .. }
             | Response::Status { .. }
             | Response::Explanation { .. }
             | Response::Event { .. },
@@ -431,7 +432,14 @@ impl Daemon {
                         self.heartbeat().await?;
                     }
                 }
-                Some(done) = outcomes.recv() => self.tell(outcome(done)),
+                Some(done) = outcomes.recv() => {
+                    self.tell(outcome(done));
+                    // Those that came with it: what they lead to is done in one go.
+                    for _ in 1..PIPELINED {
+                        let Ok(done) = outcomes.try_recv() else { break };
+                        self.tell(outcome(done));
+                    }
+                }
                 change = changes.next() => match change {
                     Some(change) => self.take_change(change).await?,
                     None => return Err(Stop::failed(anyhow!("the netlink watch has ended"))),

@@ -347,6 +347,15 @@ pub enum Response {
         /// In words, without the address.
         message: String,
     },
+    /// How long a claim of several addresses will take, before the first of them is claimed.
+    Plan {
+        /// How many.
+        addresses: usize,
+        /// Until the last of them has been announced once, in milliseconds.
+        announced_ms: u64,
+        /// Until the last frame of the plans has left, in milliseconds.
+        done_ms: u64,
+    },
     /// How it went with something that is no address.
     Note {
         /// How it ended.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{Read as _, Write as _},
     net::Ipv4Addr,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::PathBuf,
@@ -165,6 +165,8 @@ pub struct StateFile(Arc<Mutex<Inner>>);
 struct Inner {
     path: PathBuf,
     file: File,
+    /// In bytes.
+    length: u64,
     header: Header,
     /// What the lines come to.
     now: Left,
@@ -194,7 +196,7 @@ impl StateFile {
                 path.display()
             )
         })?;
-        let mut inner = Inner { path, file, header, now: left.clone(), lines: 0 };
+        let mut inner = Inner { path, file, length: 0, header, now: left.clone(), lines: 0 };
         inner.rewrite()?;
         Ok((Self(Arc::new(Mutex::new(inner))), left))
     }
@@ -204,12 +206,12 @@ impl StateFile {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that an address is about to be put on an interface.
+    /// Says that addresses are about to be put on interfaces: all of them, or none.
     ///
     /// # Errors
-    /// The file could not be written (full disk): then the address must not be registered.
-    pub fn add(&self, entry: &Registered) -> Result<()> {
-        self.inner().append(Line::Add(entry.clone()))
+    /// The file could not be written (full disk): then the addresses must not be registered.
+    pub fn add<'a>(&self, entries: impl IntoIterator<Item = &'a Registered>) -> Result<()> {
+        self.inner().append(entries.into_iter().cloned().map(Line::Add).collect())
     }
 
     /// Says that an address is off its interface.
@@ -217,7 +219,7 @@ impl StateFile {
     /// # Errors
     /// The file could not be written; the next start will look for the address and find it gone.
     pub fn remove(&self, entry: &Registered) -> Result<()> {
-        self.inner().append(Line::Remove(entry.clone()))
+        self.inner().append(vec![Line::Remove(entry.clone())])
     }
 
     /// Says how an address is claimed from now on; `None`: not at all. What is so already is not written again.
@@ -230,10 +232,10 @@ impl StateFile {
             return Ok(());
         }
         let place = key.into();
-        inner.append(match claimed {
+        inner.append(vec![match claimed {
             Some(claimed) => Line::Claim { place, claimed },
             None => Line::Forget(place),
-        })
+        }])
     }
 
     /// How the addresses are claimed that the file names.
@@ -257,30 +259,37 @@ impl Inner {
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(true)
-            .read(true)
             .write(true)
+            .custom_flags(libc::O_APPEND)
             .mode(0o600)
             .open(&new)
             .with_context(tried)?;
         file.write_all(text.as_bytes()).with_context(tried)?;
         fs::rename(&new, &self.path).with_context(tried)?;
         self.file = file;
+        self.length = text.len() as u64;
         self.lines = lines;
         Ok(())
     }
 
-    fn append(&mut self, line: Line) -> Result<()> {
-        let text = serde_json::to_string(&line)? + "\n";
+    fn append(&mut self, lines: Vec<Line>) -> Result<()> {
+        let mut text = String::new();
+        for line in &lines {
+            text += &serde_json::to_string(line)?;
+            text.push('\n');
+        }
         let tried = || format!("writing {}", self.path.display());
-        let before = self.file.seek(SeekFrom::End(0)).with_context(tried)?;
         let written = self.file.write_all(text.as_bytes());
         if written.is_err() {
             // Half a line would swallow the next one.
-            self.file.set_len(before).with_context(tried)?;
+            self.file.set_len(self.length).with_context(tried)?;
         }
         written.with_context(tried)?;
-        self.now.take(line);
-        self.lines += 1;
+        self.length += text.len() as u64;
+        self.lines += lines.len();
+        for line in lines {
+            self.now.take(line);
+        }
         if self.lines > SPARE_LINES + 2 * (self.now.registered.len() + self.now.claims.len()) {
             // What was to be written is written: a full disk only means that it is tried again with the next line.
             let _ = self.rewrite();
@@ -422,7 +431,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("arpwarden-state-{}", std::process::id()));
         let (file, left) = StateFile::open(path.clone()).unwrap();
         assert!(left.is_empty());
-        file.add(&entry(1)).unwrap();
+        file.add([&entry(1)]).unwrap();
         for round in 0..2 * SPARE_LINES as u64 {
             file.claim(key(1), Some(claimed(round))).unwrap();
         }

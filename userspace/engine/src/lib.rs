@@ -385,7 +385,11 @@ impl Engine {
     fn outcome<T>(&mut self, key: AddressKey, which: impl Fn(Open) -> Option<T>) -> Option<T> {
         let open = self.open.get_mut(&key)?;
         let (at, found) = open.iter().enumerate().find_map(|(at, open)| Some((at, which(*open)?)))?;
-        open.remove(at);
+        if let Some(Open::Install { .. } | Open::Register { .. }) = open.remove(at)
+            && let Some(link) = self.links.get_mut(&key.interface)
+        {
+            link.outbox.came();
+        }
         if open.is_empty() {
             self.open.remove(&key);
         }
@@ -446,12 +450,15 @@ impl Engine {
         loop {
             let Some(link) = self.links.get_mut(&index) else { return };
             let pace = link.interface.pace;
-            let ready = link.outbox.ready(pace);
+            let ready = link.outbox.ready(pace, now);
             if ready.is_some_and(|ready| ready <= now)
-                && let Some(wish) = link.outbox.pop()
+                && let Some(wish) = link.outbox.pop(now)
             {
-                let (Wish::Urgent(key, _) | Wish::Probe(key) | Wish::Ask(key) | Wish::Announcement(key, _)) =
-                    wish;
+                let (Wish::Urgent(key, _)
+                | Wish::Probe(key)
+                | Wish::Question(key, _)
+                | Wish::Ask(key)
+                | Wish::Announcement(key, _)) = wish;
                 let left = self.turn(now, key, dice, |address, turn| address.launch(wish, turn));
                 if left == Some(true)
                     && let Some(link) = self.links.get_mut(&index)

@@ -26,6 +26,10 @@ pub const LOUD_CLAIMS: usize = 4;
 /// other host for the first second of a neighbour entry (`locktime`), and an owner that was asked by the probe
 /// has long answered by then.
 pub const ROLL_BACK_WINDOW: Duration = Duration::from_millis(1_100);
+/// Of many addresses that are claimed together the first announcements leave before replies, later rounds and the probes
+/// that belong behind them, for so long at the most: a thousand take a twentieth of a second at [`Pace::Plain`], and an owner that is asked this much later still
+/// answers well within [`ROLL_BACK_WINDOW`].
+pub const FIRST_ROUND: Duration = Duration::from_millis(100);
 /// Repairs of a roll-back, apart by [`REPAIR_GAP`].
 pub const REPAIRS: u8 = 3;
 /// Beyond Linux's `locktime` of 1 s, so that a cache that ignored one repair takes the next.
@@ -149,6 +153,37 @@ pub const fn questions(spec: &OnlineSpec) -> Questions {
             listen: Duration::from_secs(2),
         },
     }
+}
+
+/// How long claims of several addresses that begin together will take, if nobody objects and nothing else leaves the
+/// interface: an estimate, since waits are drawn and the kernel takes its time to register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Planned {
+    /// Until the last one has been announced once.
+    pub announced: Duration,
+    /// Until the last frame of its plan has left.
+    pub done: Duration,
+}
+
+/// See [`Planned`].
+pub fn planned(spec: &OnlineSpec, pace: Pace, count: usize) -> Planned {
+    let Questions { wait_max, probes, gap_max, listen, .. } = questions(spec);
+    let Rounds { offsets, jitter_percent, replies } = rounds(spec.profile, false);
+    let (each, burst) = self::pace(pace);
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    let frames = |of_each: u32| each.saturating_mul(count.saturating_mul(of_each).saturating_sub(burst));
+    let gaps = gap_max.saturating_mul(u32::from(probes).saturating_sub(1));
+    let listening = wait_max.saturating_add(gaps).saturating_add(listen);
+    let asked = u32::from(probes);
+    let announced = match probes {
+        // Its probe comes behind the announcement, and goes before those of others when it has waited.
+        0 => frames(1).max(frames(2).saturating_sub(FIRST_ROUND / 2)),
+        _ => listening.max(frames(asked).saturating_add(listen)).saturating_add(frames(1)),
+    };
+    let all = asked.max(1) + (if replies { 2 } else { 1 }) * u32::try_from(offsets.len()).unwrap_or(u32::MAX);
+    let last = offsets.last().copied().unwrap_or_default();
+    let latest = last.saturating_add(last.saturating_mul(u32::try_from(jitter_percent).unwrap_or(0)) / 100);
+    Planned { announced, done: announced.saturating_add(latest).max(frames(all)) }
 }
 
 /// Least and longest wait before a retry: two hosts that probed at the same moment must not meet again, so the

@@ -16,7 +16,7 @@ use arpwarden_common::{
 use arpwarden_engine::{
     Answer, Input, Managed, MonoTime, OnlineSpec, Reason, RequestId,
     input::{Claimant, Neighbour},
-    params::LEASE_MARGIN,
+    params::{self, LEASE_MARGIN, Planned},
 };
 use tracing::{debug, info, warn};
 
@@ -37,6 +37,9 @@ use crate::{
         KernelStatus, MissingFeature, RegisterWay, Request, Response, Status,
     },
 };
+
+/// A claim of many that takes longer is worth a line in the log.
+const TOLD_FROM: Duration = Duration::from_secs(1);
 
 impl Daemon {
     pub(super) async fn take_command(&mut self, command: Command) {
@@ -72,6 +75,7 @@ impl Daemon {
         match request {
             Request::Online { addresses, interface, how, attach_now } => {
                 let Some(index) = self.interface_for(&client, &interface, attach_now) else { return };
+                self.tell_plan(&client, index, addresses.len(), how);
                 for cidr in addresses {
                     self.online(&client, &interface, index, cidr, how).await;
                 }
@@ -222,6 +226,24 @@ impl Daemon {
         let spec = OnlineSpec { adopt, lease: lease.into_iter().flatten().min(), ..spec };
         let pending = Pending { warning, ..Pending::new(client, key, Verb::Online(spec)) };
         self.submit(pending, |request| Input::Online { request, key, spec });
+    }
+
+    /// Tells how long a claim of many addresses will take.
+    fn tell_plan(&self, client: &Client, index: u32, count: usize, how: How) {
+        if count < 2 {
+            return;
+        }
+        let (pace, _) = self.settings.pace(&self.interface_name(index));
+        let Planned { announced, done } = params::planned(&how.spec(32), pace, count);
+        let [announced_ms, done_ms] =
+            [announced, done].map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        if announced > TOLD_FROM {
+            info!(
+                addresses = count,
+                announced_ms, done_ms, "the pace of the interface makes a claim of many last"
+            );
+        }
+        client.say(Reply::Line(Response::Plan { addresses: count, announced_ms, done_ms }));
     }
 
     pub(super) fn watch_address(&mut self, client: &Rc<Client>, index: u32, address: Ipv4Addr) {

@@ -1,13 +1,17 @@
-//! Puts addresses on interfaces and takes them off, one after the other, in a task of its own: the kernel can take
-//! its time over it.
+//! Puts addresses on interfaces and takes them off, in order, in a thread of its own: the kernel can take its time over
+//! it, the more the more addresses an interface has (it looks at all of them for each one that is added), and whoever
+//! waits for an answer to a conflict must not wait for that.
 
+use std::thread;
+
+use anyhow::Context as _;
 use arpwarden_common::abi::AddressKey;
-use tokio::sync::mpsc;
+use tokio::{runtime, sync::mpsc};
 use tracing::warn;
 
 use super::Stop;
 use crate::{
-    io::netlink::{LocalAddress, Netlink},
+    io::netlink::{LocalAddress, Netlink, PIPELINED, Place},
     state_file::{Registered, StateFile},
 };
 
@@ -27,46 +31,124 @@ pub(super) struct Done {
     pub(super) result: Result<(), String>,
 }
 
-/// Works orders off, each with the name of its interface. An address is written down before it is put there.
-pub(super) async fn work(
-    netlink: Netlink,
+/// Works orders off, each with the name of its interface, in a thread of this network namespace, until nobody gives any.
+///
+/// # Errors
+/// There is no room for another thread, or for its socket.
+pub(super) fn start(
     state: StateFile,
-    mut orders: mpsc::UnboundedReceiver<(Order, String)>,
+    orders: mpsc::UnboundedReceiver<(Order, String)>,
     done: mpsc::UnboundedSender<Done>,
+) -> anyhow::Result<()> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("starting the thread that registers addresses")?;
+    let netlink = {
+        let _inside = runtime.enter();
+        Netlink::for_requests().context("opening a netlink socket")?
+    };
+    let work = move || runtime.block_on(work(&netlink, &state, orders, &done));
+    thread::Builder::new()
+        .name("registrar".to_owned())
+        .spawn(work)
+        .map(drop)
+        .context("starting the thread that registers addresses")
+}
+
+async fn work(
+    netlink: &Netlink,
+    state: &StateFile,
+    mut orders: mpsc::UnboundedReceiver<(Order, String)>,
+    done: &mpsc::UnboundedSender<Done>,
 ) {
-    while let Some((order, interface)) = orders.recv().await {
-        let (Order::Register(key, prefix_length) | Order::Deregister(key, prefix_length)) = order;
-        let entry =
-            Registered { index: key.interface, interface, address: key.address.into(), prefix_length };
-        let result = match order {
-            Order::Register(..) => match state.add(&entry) {
-                Ok(()) => netlink
-                    .add_address(entry.index, entry.address, prefix_length)
-                    .await
-                    .map_err(|error| format!("{:#}", anyhow::Error::from(error))),
-                Err(error) => {
-                    Err(format!("{error:#}; an address that is not written down is not registered"))
+    let mut batch = Vec::new();
+    while orders.recv_many(&mut batch, PIPELINED).await > 0 {
+        let work: Vec<(Order, Registered)> = batch
+            .drain(..)
+            .map(|(order, interface)| {
+                let (Order::Register(key, prefix_length) | Order::Deregister(key, prefix_length)) = order;
+                let (index, address) = (key.interface, key.address.into());
+                (order, Registered { index, interface, address, prefix_length })
+            })
+            .collect();
+        let adds = |(order, _): &(Order, Registered)| matches!(order, Order::Register(..));
+        for alike in work.chunk_by(|one, other| adds(one) == adds(other)) {
+            let entries = alike.iter().map(|(_, entry)| entry);
+            let results = if alike.first().is_some_and(adds) {
+                register(netlink, state, &entries.collect::<Vec<_>>()).await
+            } else {
+                let mut results = Vec::with_capacity(alike.len());
+                for entry in entries {
+                    results.push(deregister(netlink, state, entry).await);
                 }
-            },
-            Order::Deregister(..) => netlink
-                .delete_address(entry.index, entry.address, prefix_length)
-                .await
-                .map_err(|error| format!("{:#}", anyhow::Error::from(error))),
-        };
-        let off = match order {
-            Order::Register(..) => result.is_err(),
-            Order::Deregister(..) => result.is_ok(),
-        };
-        if off && let Err(error) = state.remove(&entry) {
-            warn!(
-                "{error:#}; the next start will look for {}/{prefix_length} and find it gone",
-                entry.address
-            );
-        }
-        if done.send(Done { order, result }).is_err() {
-            return;
+                results
+            };
+            for ((order, _), result) in alike.iter().zip(results) {
+                if done.send(Done { order: *order, result }).is_err() {
+                    return;
+                }
+            }
         }
     }
+}
+
+/// Puts addresses on their interfaces. Each is written down before it is put there.
+async fn register(netlink: &Netlink, state: &StateFile, entries: &[&Registered]) -> Vec<Result<(), String>> {
+    // Where there is no room for all of them there may be for some.
+    let written: Vec<Result<(), String>> = match state.add(entries.iter().copied()) {
+        Ok(()) => entries.iter().map(|_| Ok(())).collect(),
+        Err(_) => entries
+            .iter()
+            .map(|entry| {
+                state.add([*entry]).map_err(|error| {
+                    format!("{error:#}; an address that is not written down is not registered")
+                })
+            })
+            .collect(),
+    };
+    let places: Vec<Place> = entries
+        .iter()
+        .zip(&written)
+        .filter(|(_, written)| written.is_ok())
+        .map(|(entry, _)| place(entry))
+        .collect();
+    let mut added = netlink.add_addresses(&places).await.into_iter();
+    let mut results = Vec::with_capacity(entries.len());
+    for (entry, written) in entries.iter().zip(written) {
+        let result = match written {
+            Ok(()) => {
+                added.next().unwrap_or(Ok(())).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+            }
+            Err(why) => Err(why),
+        };
+        if result.is_err() {
+            strike_out(state, entry);
+        }
+        results.push(result);
+    }
+    results
+}
+
+async fn deregister(netlink: &Netlink, state: &StateFile, entry: &Registered) -> Result<(), String> {
+    netlink
+        .delete_address(entry.index, entry.address, entry.prefix_length)
+        .await
+        .map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+    strike_out(state, entry);
+    Ok(())
+}
+
+/// Writes down that an address is off its interface.
+fn strike_out(state: &StateFile, entry: &Registered) {
+    if let Err(error) = state.remove(entry) {
+        let Registered { address, prefix_length, .. } = entry;
+        warn!("{error:#}; the next start will look for {address}/{prefix_length} and find it gone");
+    }
+}
+
+fn place(entry: &Registered) -> Place {
+    Place { index: entry.index, address: entry.address, prefix_length: entry.prefix_length }
 }
 
 /// Takes off the interfaces what an earlier run has left there, in this order, and names it.

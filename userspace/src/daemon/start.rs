@@ -105,7 +105,7 @@ pub(super) async fn serve(
     }
     let (orders, orders_to_do) = mpsc::unbounded_channel();
     let (done, outcomes) = mpsc::unbounded_channel();
-    tokio::spawn(registrar::work(netlink.clone(), state.clone(), orders_to_do, done));
+    registrar::start(state.clone(), orders_to_do, done).map_err(|error| kept(error.into()))?;
     let fresh = matches!(found, Found::Nothing);
     let mut daemon = Daemon {
         instance: instance.clone(),

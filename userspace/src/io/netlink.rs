@@ -3,7 +3,7 @@
 pub mod now;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     error::Error,
     fmt, fs, io,
     net::{IpAddr, Ipv4Addr},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use arpwarden_common::abi::MAX_ADDRESSES;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use nix::{
     net::if_::if_indextoname,
     sys::socket::{setsockopt, sockopt},
@@ -49,6 +49,11 @@ pub const ADDRESS_PROTOCOL: u8 = 82;
 /// Bytes of changes that may wait: all addresses of the maps may go at once, the kernel charges at most 1 KiB for
 /// the message of each, and doubles what is asked for.
 const RECEIVE_BUFFER: usize = MAX_ADDRESSES as usize * 512;
+
+/// Requests that may be under way at once: the kernel charges 768 bytes for an acknowledgement, and what waits for us to
+/// read it must fit into a socket's default room of 212,992 bytes (`net.core.rmem_default`) many times over, since an
+/// acknowledgement that is lost is waited for in vain.
+pub const PIPELINED: usize = 64;
 
 /// How often a list is asked for that the kernel says has changed meanwhile.
 const ATTEMPTS: u32 = 8;
@@ -131,13 +136,24 @@ impl Netlink {
             );
         }
         tokio::spawn(watch);
+        let messages = messages.map(|(message, _)| message).boxed();
+        Ok((Self::for_requests()?, Changes { messages }))
+    }
+
+    /// Opens a socket for requests alone.
+    ///
+    /// # Errors
+    /// As [`Netlink::open`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with its I/O driver.
+    pub fn for_requests() -> io::Result<Self> {
         let (mut connection, handle, _) = rtnetlink::new_connection()?;
         // So that an answer that ends early differs from one that is complete.
         connection.set_forward_done(true);
         connection.set_forward_ack(true);
         tokio::spawn(connection);
-        let messages = messages.map(|(message, _)| message).boxed();
-        Ok((Self { handle, deleting: Arc::default() }, Changes { messages }))
+        Ok(Self { handle, deleting: Arc::default() })
     }
 
     /// All links of this network namespace by their index.
@@ -170,11 +186,54 @@ impl Netlink {
         Ok(addresses.collect())
     }
 
-    /// Puts an address on an interface, marked with [`ADDRESS_PROTOCOL`]. The kernel adds a route to its prefix
-    /// unless the interface has one.
+    /// Puts addresses on interfaces in this order, marked with [`ADDRESS_PROTOCOL`], and says of each how that went. The
+    /// kernel adds a route to a prefix unless the interface has one. All are asked for before the first answer is waited
+    /// for, so there must be no more than [`PIPELINED`].
     ///
     /// # Errors
     /// [`AddressError::Exists`] if it is there with this prefix, whoever put it there; nothing is changed then.
+    pub async fn add_addresses(&self, places: &[Place]) -> Vec<Result<(), AddressError>> {
+        // Others' routes, by the prefix: what was put there a moment ago has not made one.
+        let mut routes = BTreeMap::new();
+        let mut asked = Vec::with_capacity(places.len());
+        for &place in places {
+            let Place { index, address, prefix_length } = place;
+            let mut message = place.message();
+            message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)));
+            if let Some(broadcast) = broadcast(address, prefix_length) {
+                message.attributes.push(AddressAttribute::Broadcast(broadcast));
+            }
+            let prefix = (index, network(address, prefix_length), prefix_length);
+            let others = match routes.entry(prefix) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(unknown) => *unknown.insert(self.has_route_of_others(place).await),
+            };
+            if others {
+                message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+            }
+            let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+            asked.push(self.begin(RouteNetlinkMessage::NewAddress(message), flags));
+        }
+        let mut results = Vec::with_capacity(places.len());
+        for (asked, &place) in asked.into_iter().zip(places) {
+            let answer = match asked {
+                Ok(answers) => answered(answers).await,
+                Err(error) => Err(error),
+            };
+            results.push(answer.map(|_| ()).map_err(|source| match source.raw_os_error() {
+                Some(libc::EEXIST) => AddressError::Exists { place },
+                Some(libc::ENODEV) => AddressError::NoSuchInterface { place },
+                Some(libc::EPERM) => AddressError::NotPermitted { place, adding: true },
+                Some(_) | None => AddressError::Kernel { place, adding: true, source },
+            }));
+        }
+        results
+    }
+
+    /// [`Netlink::add_addresses`] of one.
+    ///
+    /// # Errors
+    /// As there.
     pub async fn add_address(
         &self,
         index: u32,
@@ -182,24 +241,7 @@ impl Netlink {
         prefix_length: u8,
     ) -> Result<(), AddressError> {
         let place = Place { index, address, prefix_length };
-        let mut message = place.message();
-        message.attributes.push(AddressAttribute::Protocol(AddressProtocol::Other(ADDRESS_PROTOCOL)));
-        if let Some(broadcast) = broadcast(address, prefix_length) {
-            message.attributes.push(AddressAttribute::Broadcast(broadcast));
-        }
-        if self.has_route_of_others(place).await {
-            message.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-        }
-        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        match self.ask(RouteNetlinkMessage::NewAddress(message), flags).await {
-            Ok(_) => Ok(()),
-            Err(source) => Err(match source.raw_os_error() {
-                Some(libc::EEXIST) => AddressError::Exists { place },
-                Some(libc::ENODEV) => AddressError::NoSuchInterface { place },
-                Some(libc::EPERM) => AddressError::NotPermitted { place, adding: true },
-                Some(_) | None => AddressError::Kernel { place, adding: true, source },
-            }),
-        }
+        self.add_addresses(&[place]).await.pop().unwrap_or(Ok(()))
     }
 
     /// Takes exactly this address with this prefix off an interface; done already if it isn't there. Other addresses
@@ -362,20 +404,16 @@ impl Netlink {
 
     /// Sends a request that ends with an acknowledgement; gives what the kernel said before (NLM_F_ECHO).
     async fn ask(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut answers =
-            self.handle.clone().request(request_of(message, flags)).map_err(|_| disconnected())?;
-        let mut said = Vec::new();
-        while let Some(answer) = answers.next().await {
-            #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) => said.push(message),
-                NetlinkPayload::Error(error) => {
-                    return if error.code.is_none() { Ok(said) } else { Err(error.to_io()) };
-                }
-                _ => {}
-            }
-        }
-        Err(disconnected())
+        answered(self.begin(message, flags)?).await
+    }
+
+    /// Sends a request; [`answered`] waits for its end.
+    fn begin(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> io::Result<impl Stream<Item = Message> + Unpin + use<>> {
+        self.handle.clone().request(request_of(message, flags)).map_err(|_| disconnected())
     }
 
     /// Asks for a list, again if it changed meanwhile.
@@ -417,6 +455,22 @@ impl Netlink {
             }
         }
     }
+}
+
+/// Waits for the acknowledgement of a request; gives what the kernel said before.
+async fn answered(mut answers: impl Stream<Item = Message> + Unpin) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut said = Vec::new();
+    while let Some(answer) = answers.next().await {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "an open list of another crate")]
+        match answer.payload {
+            NetlinkPayload::InnerMessage(message) => said.push(message),
+            NetlinkPayload::Error(error) => {
+                return if error.code.is_none() { Ok(said) } else { Err(error.to_io()) };
+            }
+            _ => {}
+        }
+    }
+    Err(disconnected())
 }
 
 fn request_of(message: RouteNetlinkMessage, flags: u16) -> Message {

@@ -11,7 +11,7 @@ use crate::{
     action::{Answer, EventKind, Purpose, Reason},
     input::MonoTime,
     pace::Wish,
-    params::{self, ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY},
+    params::{self, FIRST_ROUND, ROLL_BACK_WINDOW, SEND_FAILURES, SEND_RETRY},
     plan::{Failure, Plan},
 };
 
@@ -168,7 +168,7 @@ impl Managed {
 
     pub(super) fn ask_behind(&mut self, turn: &mut Turn<'_>) {
         self.question = Question::Queued;
-        turn.outbox.push(Wish::Probe(self.key));
+        turn.outbox.push(Wish::Question(self.key, turn.now.after(FIRST_ROUND)));
     }
 
     pub(super) fn question_sent(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {

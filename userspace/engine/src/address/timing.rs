@@ -165,7 +165,7 @@ impl Managed {
         match wish {
             Wish::Urgent(_, Urgent::Defence) => self.launch_defence(turn),
             Wish::Urgent(_, Urgent::Repair) => self.launch_repair(turn),
-            Wish::Probe(_) => self.launch_probe(turn),
+            Wish::Probe(_) | Wish::Question(..) => self.launch_probe(turn),
             Wish::Ask(_) => self.launch_ask(turn),
             Wish::Announcement(_, number) => self.launch_announcement(number, turn),
         }

@@ -68,6 +68,9 @@ impl Turn<'_> {
     }
 
     pub(super) fn open(&mut self, key: AddressKey, outcome: Open) {
+        if let Open::Install { .. } | Open::Register { .. } = outcome {
+            self.outbox.comes(self.now);
+        }
         self.open.entry(key).or_default().push_back(outcome);
     }
 
