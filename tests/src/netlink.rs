@@ -171,8 +171,12 @@ pub fn set_team_option(ns: &Netns, team: &str, name: &str, value: TeamOption<'_>
     let option = [attribute(NAME, &text(name)), attribute(TYPE, &[kind]), attribute(DATA, &data)];
     let index = ns.index_of(team).expect("a team");
     let attributes = [attribute(TEAM, &index.to_ne_bytes()), nest(OPTIONS, &[nest(OPTION, &option)])];
-    ask_generic(ns, family.expect("the number of the family"), OPTIONS_SET, &attributes)
-        .unwrap_or_else(|error| panic!("option {name} of {team}: {error}"));
+    match ask_generic(ns, family.expect("the number of the family"), OPTIONS_SET, &attributes) {
+        Ok(_) => {}
+        // It is set; that nobody listens to the kernel's word of it is an error to the kernel.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+        Err(error) => panic!("option {name} of {team}: {error}"),
+    }
 }
 
 #[cfg(test)]

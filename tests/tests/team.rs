@@ -91,7 +91,7 @@ fn a_team_answers_once_with_its_mac_whichever_port_it_uses() {
     for port in ["eth0", "eth1", "eth0"] {
         teamed.switch_to(port);
         teamed.answers_once_each();
-        assert!(pings_from(&client.ns, client.ip, HELD), "by {port}");
+        wait_for("an answer to a ping", ms(10_000), || pings_from(&client.ns, client.ip, HELD).then_some(()));
         assert_eq!(neighbour(&client.ns, HELD), Some(mac), "by {port}");
     }
     // As README says: nothing that the daemon reads tells of it.
