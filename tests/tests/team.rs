@@ -28,13 +28,19 @@ struct Teamed {
 }
 
 impl Teamed {
-    /// As teamd's runner `activebackup` sets a team up.
+    /// As teamd's runner `activebackup` sets a team up: all have one MAC (its policy `same_all`), or a port would take what
+    /// is sent to the team for somebody else's.
     fn active_backup() -> Option<Self> {
         kernel_has_them().then(|| {
             let net = Net::new(2);
             let pass = net.second_cable(0, MacAddr::new([0x02, 0xaa, 0, 0, 1, 1]));
-            let Host { ns, ip, .. } = net.host(0);
-            ns.ip("link add team0 type team\nlink set eth0 down\naddress flush dev eth0\n");
+            let Host { ns, ip, mac, .. } = net.host(0);
+            ns.ip(&format!(
+                "link add team0 address {mac} type team\n\
+                 link set eth1 address {mac}\n\
+                 link set eth0 down\n\
+                 address flush dev eth0\n"
+            ));
             set_team_option(ns, "team0", "mode", TeamOption::Text("activebackup"));
             ns.ip(&format!(
                 "link set eth0 master team0\n\
