@@ -57,6 +57,12 @@ fn main() -> Result<()> {
     for variable in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "CARGO_BUILD_TARGET"] {
         build.env_remove(variable);
     }
+    // Whatever the daemon is built for: inlined and optimised otherwise the program is one that no verifier takes.
+    for (variable, _) in env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"CARGO_PROFILE_") || variable == "CARGO_INCREMENTAL" {
+            build.env_remove(variable);
+        }
+    }
     let output = build.output().with_context(|| format!("starting {build:?}, to build {PROGRAM}"))?;
     let messages = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

@@ -287,3 +287,26 @@ fn who_is_on_the_list_may_claim_and_is_recorded_and_whoever_is_taken_off_it_is_a
     let other = |event: &&Event| ["conflict", "probe_seen"].iter().any(|kind| event.json["event"] == *kind);
     assert_eq!(seen.iter().filter(other).count(), 0, "{seen:?}");
 }
+
+#[test]
+fn an_inspected_interface_sends_ten_frames_a_second_and_how_long_that_takes_is_said_beforehand() {
+    let net = Net::new(1);
+    let mut node = Node::new(net.host(0));
+    let file = File::new(&node);
+    file.write(&[]);
+    let text = fs::read_to_string(&file.0).expect("just written");
+    fs::write(&file.0, text.replace("\"eth0\"\n", "\"eth0\"\npace = \"inspected\"\n")).expect("a file");
+    node.run(&["--config", file.path()]);
+    let tap = net.tap(0);
+    let many: String = (100..112).map(|last| format!("{}/24\n", ip(last))).collect();
+    let unchecked = ["online", "-", "--iface", "eth0", "--claim", "immediate", "--check", "0"];
+    let done = node.cli_with_input(&unchecked, &many).expect(0);
+    // 12 announcements, and a probe behind each that has waited long enough.
+    done.naming("12 addresses: all announced once in about 2.");
+    let frames: Vec<Captured> = tap.drain().into_iter().filter(|frame| !frame.outgoing).collect();
+    assert!(frames.len() >= 12, "{frames:?}");
+    // When a frame was captured is at most some milliseconds late, and that does not add up.
+    let (first, last) = (frames[0].boot_ns, frames[frames.len() - 1].boot_ns);
+    let least = (frames.len() as u64 - 1) * 100_000_000;
+    assert!(last - first + 20_000_000 >= least, "{} frames in {} ns", frames.len(), last - first);
+}
