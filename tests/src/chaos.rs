@@ -68,15 +68,19 @@ pub struct Summary {
     pub p99_ns: u64,
     /// The longest.
     pub longest_ns: u64,
+    /// For how long one processor or another stood still.
+    pub stood: Duration,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { took, questions, p99_ns, longest_ns } = self;
+        let Self { took, questions, p99_ns, longest_ns, stood } = self;
         write!(
             f,
-            "{:.1} s; {questions} questions that had to be answered were, 99 % within {} µs, the last within {} µs of {}",
+            "{:.1} s, {:.1} s of them with a processor that stood still; {questions} questions that had to be answered \
+             were, 99 % within {} µs, the last within {} µs of {}",
             took.as_secs_f64(),
+            stood.as_secs_f64(),
             p99_ns / 1_000,
             longest_ns / 1_000,
             ANSWER_NS / 1_000,
@@ -119,6 +123,7 @@ pub fn play<'net>(
         questions: took.len(),
         p99_ns: at(99),
         longest_ns: at(100),
+        stood: Duration::from_nanos(stage.checker.judge.stood_ns()),
     })
 }
 

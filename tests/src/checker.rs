@@ -5,6 +5,7 @@
 //! [`Judge`] compares the two.
 
 mod judge;
+mod machine;
 mod rights;
 mod segment;
 
@@ -14,10 +15,11 @@ use arpwarden_common::net::Ipv4;
 
 pub use self::{
     judge::{ANSWER_NS, Duty, IN_FLIGHT_NS, Judge, Kind, Ledger, Violation},
+    machine::asker,
     rights::{LeaseEnd, Right, Rights},
     segment::{Seen, Segment, asks},
 };
-use crate::{netns::Net, wire::boot_ns};
+use crate::netns::Net;
 
 /// A segment under watch.
 #[derive(Debug)]
@@ -43,10 +45,8 @@ impl Checker {
 
     /// Judges what has passed so far, but for the last few milliseconds.
     pub fn look(&mut self) {
-        let until_ns = boot_ns();
-        let frames = self.segment.read();
-        // The frames of these milliseconds are not there yet.
-        self.judge.take(frames, until_ns.saturating_sub(20_000_000));
+        let (frames, until_ns) = self.segment.read();
+        self.judge.take(frames, until_ns);
     }
 
     /// Judges what has passed up to now. These hosts have acted on all that was sent to them before.
@@ -55,8 +55,8 @@ impl Checker {
     /// The number of the first host that does not answer for its own address.
     pub fn settle(&mut self, hosts: impl IntoIterator<Item = usize>) -> Result<(), usize> {
         let hosts: Vec<_> = hosts.into_iter().map(|host| (host, self.hosts[host])).collect();
-        let frames = self.segment.settle(hosts)?;
-        self.judge.take(frames, boot_ns());
+        let (frames, until_ns) = self.segment.settle(hosts)?;
+        self.judge.take(frames, until_ns);
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     net::Ipv4Addr,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
@@ -22,28 +22,15 @@ use aya::{
     util::KernelVersion,
 };
 
-use crate::{netns::Netns, tools::filter_programs};
+use crate::{
+    bpf::{self, MapCreate, ProgLoad},
+    netns::Netns,
+    tools::filter_programs,
+};
 
-/// `bpf_cmd` of linux/bpf.h.
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_OBJ_PIN: libc::c_long = 6;
-const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_PROG_QUERY: libc::c_long = 16;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_LINK_DETACH: libc::c_long = 34;
-/// `BPF_MAP_TYPE_ARRAY`.
-const MAP_TYPE_ARRAY: u32 = 2;
-/// `BPF_PROG_TYPE_XDP`, `BPF_XDP`, `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
-const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_XDP: u32 = 37;
-const ATTACH_TCX_INGRESS: u32 = 46;
-const ATTACH_TCX_EGRESS: u32 = 47;
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` of linux/if_link.h.
 const SKB_MODE: u32 = 1 << 1;
 const DRV_MODE: u32 = 1 << 2;
-/// `BPF_F_XDP_HAS_FRAGS` of linux/bpf.h.
-const HAS_FRAGS: u32 = 1 << 5;
 
 /// Whether the running kernel is this version or a later one.
 pub fn is_at_least(major: u8, minor: u8) -> bool {
@@ -58,20 +45,6 @@ pub struct XdpPass {
     program: OwnedFd,
     /// Attached as long as it is open.
     _link: OwnedFd,
-}
-
-#[repr(C)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
 }
 
 #[repr(C)]
@@ -91,7 +64,7 @@ impl XdpPass {
     /// Attaches one in native mode that takes frames in several buffers, so that the MTU may be as large as it likes
     /// (Linux 5.18).
     pub fn attach_for_jumbo_frames(ns: &Netns, interface: &str) -> Self {
-        Self::attach_in(ns, interface, DRV_MODE, HAS_FRAGS)
+        Self::attach_in(ns, interface, DRV_MODE, bpf::XDP_HAS_FRAGS)
     }
 
     /// Attaches one in generic mode.
@@ -103,23 +76,10 @@ impl XdpPass {
         // r0 = XDP_PASS; exit (linux/bpf.h: BPF_ALU64 | BPF_MOV | BPF_K, BPF_JMP | BPF_EXIT).
         let instructions: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
         let name = "foreign_pass";
-        let mut prog_name = [0; 16];
-        prog_name[..name.len()].copy_from_slice(name.as_bytes());
-        let program = bpf(
-            BPF_PROG_LOAD,
-            ProgLoad {
-                prog_type: PROG_TYPE_XDP,
-                insn_cnt: 2,
-                insns: instructions.as_ptr().addr() as u64,
-                license: c"GPL".as_ptr().addr() as u64,
-                log_level: 0,
-                log_size: 0,
-                log_buf: 0,
-                kern_version: 0,
-                prog_flags,
-                prog_name,
-            },
-        );
+        // Without an expected type, as others load theirs.
+        let mut load = ProgLoad::of(bpf::PROG_TYPE_XDP, &instructions).named(name);
+        load.prog_flags = prog_flags;
+        let program = bpf::open(bpf::PROG_LOAD, load);
         let link = attach(ns, interface, program.as_fd(), flags);
         Self { name, program, _link: link }
     }
@@ -140,33 +100,33 @@ pub fn attach_xdp(ns: &Netns, interface: &str, program: BorrowedFd<'_>, native: 
 /// Attaches a tc program to what comes in on an interface of a namespace, behind those that are there, until the link is
 /// closed (Linux 6.6).
 pub fn attach_ingress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
-    attach_as(ns, interface, program, ATTACH_TCX_INGRESS, 0)
+    attach_as(ns, interface, program, bpf::ATTACH_TCX_INGRESS, 0)
 }
 
 /// Attaches a tc program to what leaves an interface of a namespace, until the link is closed (Linux 6.6).
 pub fn attach_egress(ns: &Netns, interface: &str, program: BorrowedFd<'_>) -> OwnedFd {
-    attach_as(ns, interface, program, ATTACH_TCX_EGRESS, 0)
+    attach_as(ns, interface, program, bpf::ATTACH_TCX_EGRESS, 0)
 }
 
 fn attach(ns: &Netns, interface: &str, program: BorrowedFd<'_>, flags: u32) -> OwnedFd {
-    attach_as(ns, interface, program, ATTACH_XDP, flags)
+    attach_as(ns, interface, program, bpf::ATTACH_XDP, flags)
 }
 
 fn attach_as(ns: &Netns, interface: &str, program: BorrowedFd<'_>, attach_type: u32, flags: u32) -> OwnedFd {
     let target_ifindex = ns.index_of(interface).expect("an interface to attach to");
     let prog_fd = program.as_raw_fd().cast_unsigned();
     let attributes = LinkCreate { prog_fd, target_ifindex, attach_type, flags };
-    ns.enter(|| bpf(BPF_LINK_CREATE, attributes))
+    ns.enter(|| bpf::open(bpf::LINK_CREATE, attributes))
 }
 
 /// Numbers of the programs that look at what leaves an interface (tcx, or filters before Linux 6.6), in their order.
 pub fn egress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
-    tcx_programs(ns, interface, ATTACH_TCX_EGRESS)
+    tcx_programs(ns, interface, bpf::ATTACH_TCX_EGRESS)
 }
 
 /// Numbers of those that look at what comes in.
 pub fn ingress_programs(ns: &Netns, interface: &str) -> Vec<u32> {
-    tcx_programs(ns, interface, ATTACH_TCX_INGRESS)
+    tcx_programs(ns, interface, bpf::ATTACH_TCX_INGRESS)
 }
 
 fn tcx_programs(ns: &Netns, interface: &str, attach_type: u32) -> Vec<u32> {
@@ -194,13 +154,13 @@ fn tcx_programs(ns: &Netns, interface: &str, attach_type: u32) -> Vec<u32> {
         pad: 0,
         rest: [0; 4],
     };
-    match ns.enter(|| call(BPF_PROG_QUERY, &mut query)) {
+    match ns.enter(|| bpf::call(bpf::PROG_QUERY, &mut query)) {
         Ok(_) => ids.into_iter().take_while(|id| *id != 0).collect(),
         // Nothing was ever there.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
         // Before Linux 6.6 it is a filter.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            let side = if attach_type == ATTACH_TCX_EGRESS { "egress" } else { "ingress" };
+            let side = if attach_type == bpf::ATTACH_TCX_EGRESS { "egress" } else { "ingress" };
             filter_programs(ns, interface, side)
         }
         Err(error) => panic!("asking for the tc programs of {interface}: {error}"),
@@ -220,44 +180,21 @@ struct Object {
 /// If it is not there.
 pub fn detach_pinned(link: &Path) {
     let path = std::ffi::CString::new(link.as_os_str().as_bytes()).expect("a path without zero bytes");
-    let link = bpf(BPF_OBJ_GET, Object { pathname: path.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 });
-    call(BPF_LINK_DETACH, &mut link.as_raw_fd()).expect("the link is detached");
+    let link =
+        bpf::open(bpf::OBJ_GET, Object { pathname: path.as_ptr().addr() as u64, bpf_fd: 0, file_flags: 0 });
+    bpf::call(bpf::LINK_DETACH, &mut link.as_raw_fd()).expect("the link is detached");
 }
 
 /// Puts an array of `entries` values of `value_size` bytes in the place of a pinned map.
 pub fn replace_pinned_map(map: &Path, value_size: u32, entries: u32) {
-    #[repr(C)]
-    struct MapCreate {
-        map_type: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-        map_flags: u32,
-    }
-    let new = bpf(
-        BPF_MAP_CREATE,
-        MapCreate { map_type: MAP_TYPE_ARRAY, key_size: 4, value_size, max_entries: entries, map_flags: 0 },
-    );
+    let map_type = bpf::MAP_TYPE_ARRAY;
+    let new =
+        bpf::open(bpf::MAP_CREATE, MapCreate { map_type, key_size: 4, value_size, max_entries: entries });
     fs::remove_file(map).unwrap_or_else(|error| panic!("{}: {error}", map.display()));
     let path = std::ffi::CString::new(map.as_os_str().as_bytes()).expect("a path without zero bytes");
     let bpf_fd = new.as_raw_fd().cast_unsigned();
-    call(BPF_OBJ_PIN, &mut Object { pathname: path.as_ptr().addr() as u64, bpf_fd, file_flags: 0 })
+    bpf::call(bpf::OBJ_PIN, &mut Object { pathname: path.as_ptr().addr() as u64, bpf_fd, file_flags: 0 })
         .unwrap_or_else(|error| panic!("pinning {}: {error}", map.display()));
-}
-
-fn bpf<T>(command: libc::c_long, mut attributes: T) -> OwnedFd {
-    let number =
-        call(command, &mut attributes).unwrap_or_else(|error| panic!("bpf({command}) (needs root): {error}"));
-    // SAFETY: the commands of all callers return a new descriptor.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
-}
-
-fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
-    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
-    // keeps alive during the call; the kernel reads absent attributes as zero.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), length) };
-    if number >= 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Where the maps, links and programs of an instance are pinned.

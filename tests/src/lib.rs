@@ -4,12 +4,15 @@
 //! Everything panics instead of returning errors: it runs in tests only.
 
 pub mod asks;
+mod bpf;
+pub mod cards;
 pub mod chaos;
 pub mod checker;
 pub mod figures;
 pub mod flood;
 pub mod kernel;
 pub mod live;
+pub mod netlink;
 pub mod netns;
 pub mod node;
 pub mod pinger;
@@ -19,7 +22,10 @@ pub mod tools;
 pub mod verifier;
 pub mod wire;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    time::{Duration, Instant},
+};
 
 /// Calls `look` until it gives something, and returns that.
 ///
@@ -35,6 +41,11 @@ pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Optio
         // Polled every 2 ms: far below every bound that a test asserts, far above what a look costs.
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Writes a line to the standard error, past the capture of the test harness, so that whoever runs all tests sees it.
+pub fn tell(line: &str) {
+    writeln!(std::io::stderr(), "{line}").expect("standard error");
 }
 
 /// Shorthand for [`Duration::from_millis`].

@@ -12,19 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{
-    netns::Netns,
-    prog_run::{bpf, descriptor},
-};
+use crate::{bpf, netns::Netns};
 
-/// `bpf_cmd` of linux/bpf.h.
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_ARRAY`, `BPF_F_TEST_XDP_LIVE_FRAMES`.
-const MAP_TYPE_HASH: u32 = 1;
-const MAP_TYPE_ARRAY: u32 = 2;
+/// `BPF_MAP_LOOKUP_ELEM` and `BPF_F_TEST_XDP_LIVE_FRAMES` of linux/bpf.h.
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const LIVE_FRAMES: u32 = 1 << 1;
 /// Frames that the kernel runs before it lets what they caused run: a quarter of the ring of a veth, so that nothing
 /// is lost on the way.
@@ -42,30 +33,23 @@ pub struct Table {
 impl Table {
     /// A hash for so many entries, allocated beforehand.
     pub fn hash(value_size: u32, entries: u32) -> Self {
-        Self::new(MAP_TYPE_HASH, value_size, entries)
+        Self::new(bpf::MAP_TYPE_HASH, value_size, entries)
     }
 
     /// An array.
     pub fn array(value_size: u32, entries: u32) -> Self {
-        Self::new(MAP_TYPE_ARRAY, value_size, entries)
+        Self::new(bpf::MAP_TYPE_ARRAY, value_size, entries)
     }
 
     fn new(map_type: u32, value_size: u32, max_entries: u32) -> Self {
-        #[repr(C)]
-        struct Create {
-            map_type: u32,
-            key_size: u32,
-            value_size: u32,
-            max_entries: u32,
-        }
-        let map = bpf(BPF_MAP_CREATE, &mut Create { map_type, key_size: 4, value_size, max_entries });
-        Self { map: descriptor(map), value_size: value_size as usize }
+        let attributes = bpf::MapCreate { map_type, key_size: 4, value_size, max_entries };
+        Self { map: bpf::open(bpf::MAP_CREATE, attributes), value_size: value_size as usize }
     }
 
     /// Writes an entry.
     pub fn put(&self, key: [u8; 4], value: &[u8]) {
         assert_eq!(value.len(), self.value_size);
-        self.element(BPF_MAP_UPDATE_ELEM, key, value.as_ptr().addr() as u64);
+        bpf::update(self.map.as_fd(), &key, value);
     }
 
     /// Reads an entry.
@@ -73,22 +57,24 @@ impl Table {
     /// # Panics
     /// If there is none.
     pub fn get(&self, key: [u8; 4]) -> Vec<u8> {
-        let mut value = vec![0; self.value_size];
-        self.element(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr().expose_provenance() as u64);
-        value
-    }
-
-    fn element(&self, command: libc::c_long, key: [u8; 4], value: u64) {
         #[repr(C)]
-        struct Element {
+        struct LookUp {
             map_fd: u32,
             pad: u32,
             key: u64,
             value: u64,
             flags: u64,
         }
-        let map_fd = self.map.as_raw_fd().cast_unsigned();
-        bpf(command, &mut Element { map_fd, pad: 0, key: key.as_ptr().addr() as u64, value, flags: 0 });
+        let mut value = vec![0; self.value_size];
+        let mut look_up = LookUp {
+            map_fd: self.map.as_raw_fd().cast_unsigned(),
+            pad: 0,
+            key: key.as_ptr().addr() as u64,
+            value: value.as_mut_ptr().expose_provenance() as u64,
+            flags: 0,
+        };
+        bpf::call(MAP_LOOKUP_ELEM, &mut look_up).expect("the map has such an entry");
+        value
     }
 }
 
@@ -142,7 +128,8 @@ pub fn run_live(program: BorrowedFd<'_>, frames: u32) {
         batch_size: BATCH,
         pad: 0,
     };
-    bpf(BPF_PROG_TEST_RUN, &mut run);
+    bpf::call(bpf::PROG_TEST_RUN, &mut run)
+        .unwrap_or_else(|error| panic!("live frames (Linux 5.18, root): {error}"));
 }
 
 /// CPUs that this process may use, in order.

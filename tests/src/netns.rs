@@ -246,6 +246,17 @@ impl Net {
         net
     }
 
+    /// Gives a host a second cable, into its `eth1` with this MAC, out of port `q0` of the bridge, which carries a program
+    /// that passes everything as long as the result is there.
+    pub fn second_cable(&self, host: usize, mac: MacAddr) -> XdpPass {
+        self.bridge().ip(&format!(
+            "link add q0 type veth peer name eth1 address {mac} netns {}\n\
+             link set q0 master br0 up\n",
+            self.hosts[host].ns.path().display()
+        ));
+        XdpPass::attach(self.bridge(), "q0")
+    }
+
     /// The namespace of the bridge.
     ///
     /// # Panics

@@ -2,13 +2,15 @@
 
 use std::{
     cmp::Ordering,
-    io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-    ptr, thread,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    thread,
     time::Duration,
 };
 
-use crate::wire::{boot_ns, clock};
+use crate::{
+    bpf::{self, MapCreate, ProgLoad},
+    wire::{boot_ns, clock},
+};
 use arpwarden_common::{
     abi::{
         AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint,
@@ -339,9 +341,7 @@ fn run_beside(program: BorrowedFd<'_>, frame: &[u8], beside: Option<[u8; 4]>) ->
     let chain = ProgramArray::of(program);
     let tag = [u16::from_ne_bytes([t0, t1]), u16::from_be_bytes([c0, c1])];
     let fd = chain.0.as_raw_fd().cast_unsigned();
-    let tagger = load_program(
-        PROG_TYPE_SCHED_CLS,
-        0,
+    let tagger = load_for_tc(
         "tag_beside",
         &[
             insn(MOV64_REG, 6, 1, 0, 0),
@@ -363,9 +363,7 @@ fn run_beside(program: BorrowedFd<'_>, frame: &[u8], beside: Option<[u8; 4]>) ->
 
 /// A tc program that sends every frame out by the interface with this index.
 pub fn redirector(index: u32) -> OwnedFd {
-    load_program(
-        PROG_TYPE_SCHED_CLS,
-        0,
+    load_for_tc(
         "foreign_redir",
         &[
             insn(MOV64_IMM, 1, 0, 0, index),
@@ -379,12 +377,7 @@ pub fn redirector(index: u32) -> OwnedFd {
 /// A tc program without an opinion.
 pub fn tc_pass() -> OwnedFd {
     let unspec = tc_action::UNSPEC.cast_unsigned();
-    load_program(
-        PROG_TYPE_SCHED_CLS,
-        0,
-        "foreign_tc",
-        &[insn(MOV64_IMM, 0, 0, 0, unspec), insn(EXIT, 0, 0, 0, 0)],
-    )
+    load_for_tc("foreign_tc", &[insn(MOV64_IMM, 0, 0, 0, unspec), insn(EXIT, 0, 0, 0, 0)])
 }
 
 /// CLOCK_BOOTTIME, and how long the machine has slept since it booted, in nanoseconds. Waits, on a machine that has
@@ -460,18 +453,6 @@ pub fn empty_program() -> OwnedFd {
     load_instructions("empty", &[insn(MOV64_IMM, 0, 0, 0, xdp_action::PASS), insn(EXIT, 0, 0, 0, 0)])
 }
 
-/// `bpf_cmd` of linux/bpf.h.
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_PROG_TEST_RUN: libc::c_long = 10;
-/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_PROG_ARRAY`, `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`.
-const MAP_TYPE_HASH: u32 = 1;
-const MAP_TYPE_PROG_ARRAY: u32 = 3;
-const PROG_TYPE_SCHED_CLS: u32 = 3;
-const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_XDP: u32 = 37;
-
 /// Operation codes (linux/bpf_common.h, linux/bpf.h): class, size or operation, mode or source.
 const MOV64_IMM: u8 = 0xb7;
 const MOV64_REG: u8 = 0xbf;
@@ -533,84 +514,30 @@ struct ProgramArray(OwnedFd);
 
 impl ProgramArray {
     fn of(program: BorrowedFd<'_>) -> Self {
-        Self(map_with(MAP_TYPE_PROG_ARRAY, &0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes()))
+        Self(map_with(bpf::MAP_TYPE_PROG_ARRAY, &0_u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes()))
     }
 }
 
 /// A hash map with one entry.
 pub fn hash_map_with(key: &[u8], value: &[u8]) -> OwnedFd {
-    map_with(MAP_TYPE_HASH, key, value)
+    map_with(bpf::MAP_TYPE_HASH, key, value)
 }
 
 fn map_with(map_type: u32, key: &[u8], value: &[u8]) -> OwnedFd {
-    #[repr(C)]
-    struct Create {
-        map_type: u32,
-        key_size: u32,
-        value_size: u32,
-        max_entries: u32,
-    }
-    #[repr(C)]
-    struct Update {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     let size = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a small entry");
-    let create = Create { map_type, key_size: size(key), value_size: size(value), max_entries: 1 };
-    let map = descriptor(bpf(BPF_MAP_CREATE, &mut { create }));
-    let update = Update {
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        pad: 0,
-        key: key.as_ptr().addr() as u64,
-        value: value.as_ptr().addr() as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut { update });
+    let create = MapCreate { map_type, key_size: size(key), value_size: size(value), max_entries: 1 };
+    let map = bpf::open(bpf::MAP_CREATE, create);
+    bpf::update(map.as_fd(), key, value);
     map
 }
 
 /// An XDP program of these instructions.
 pub fn load_instructions(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
-    // As aya gives it: programs that tail-call each other need the same.
-    load_program(PROG_TYPE_XDP, ATTACH_XDP, name, instructions)
+    bpf::open(bpf::PROG_LOAD, ProgLoad::xdp(name, instructions))
 }
 
-fn load_program(prog_type: u32, expected_attach_type: u32, name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
-    #[repr(C)]
-    struct Load {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-        prog_name: [u8; 16],
-        prog_ifindex: u32,
-        expected_attach_type: u32,
-    }
-    let mut prog_name = [0; 16];
-    prog_name[..name.len()].copy_from_slice(name.as_bytes());
-    let load = Load {
-        prog_type,
-        insn_cnt: u32::try_from(instructions.len()).expect("a small program"),
-        insns: instructions.as_ptr().addr() as u64,
-        license: c"GPL".as_ptr().addr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-        prog_name,
-        prog_ifindex: 0,
-        expected_attach_type,
-    };
-    descriptor(bpf(BPF_PROG_LOAD, &mut { load }))
+fn load_for_tc(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
+    bpf::open(bpf::PROG_LOAD, ProgLoad::of(bpf::PROG_TYPE_SCHED_CLS, instructions).named(name))
 }
 
 /// How the last frame came out, and the mean time of a run in nanoseconds, which the kernel rounds down.
@@ -645,21 +572,7 @@ fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (Ran, f64) {
         ctx_in: 0,
         ctx_out: 0,
     };
-    bpf(BPF_PROG_TEST_RUN, &mut run);
+    bpf::call(bpf::PROG_TEST_RUN, &mut run).expect("a run on a frame (needs root)");
     let length = usize::try_from(run.data_size_out).expect("a frame's length");
     (Ran { action: run.retval, frame: out[..length].to_vec() }, f64::from(run.duration))
-}
-
-pub(crate) fn bpf<T>(command: libc::c_long, attributes: &mut T) -> libc::c_long {
-    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
-    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller
-    // keeps alive during the call; the kernel takes absent attributes for zero.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attributes), length) };
-    assert!(number >= 0, "bpf({command}) (needs root): {}", io::Error::last_os_error());
-    number
-}
-
-pub(crate) fn descriptor(number: libc::c_long) -> OwnedFd {
-    // SAFETY: the caller's command returns a new descriptor.
-    unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) }
 }

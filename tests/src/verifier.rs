@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     ptr,
     time::{Duration, Instant},
 };
@@ -14,16 +14,8 @@ use std::{
 use aya::{maps::MapData, util::KernelVersion};
 use aya_obj::{Object, ProgramSection, generated::bpf_insn};
 
-/// `bpf_cmd` of linux/bpf.h.
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_MAP_FREEZE: libc::c_long = 22;
-/// `BPF_PROG_TYPE_SCHED_CLS`, `BPF_PROG_TYPE_XDP`, `BPF_XDP`, `BPF_F_XDP_HAS_FRAGS`.
-const PROG_TYPE_SCHED_CLS: u32 = 3;
-const PROG_TYPE_XDP: u32 = 6;
-const ATTACH_XDP: u32 = 37;
-const XDP_HAS_FRAGS: u32 = 1 << 5;
+use crate::bpf::{self, ProgLoad};
+
 /// `BPF_LOG_STATS` of linux/bpf_verifier.h, and `BPF_LOG_LEVEL1`: what the verifier did, step by step.
 const LOG_STATS: u32 = 4;
 const LOG_STEPS: u32 = 1;
@@ -96,10 +88,10 @@ pub fn load_all(object: &[u8], log_level: u8) -> BTreeMap<String, Result<Figures
     let load = |program: &aya_obj::Program| {
         let code = &object.functions[&program.function_key()].instructions;
         let (prog_type, attach_type, flags) = if let ProgramSection::Xdp { frags, .. } = program.section {
-            (PROG_TYPE_XDP, ATTACH_XDP, if frags { XDP_HAS_FRAGS } else { 0 })
+            (bpf::PROG_TYPE_XDP, bpf::ATTACH_XDP, if frags { bpf::XDP_HAS_FRAGS } else { 0 })
         } else {
             assert!(matches!(program.section, ProgramSection::SchedClassifier), "{:?}", program.section);
-            (PROG_TYPE_SCHED_CLS, 0, 0)
+            (bpf::PROG_TYPE_SCHED_CLS, 0, 0)
         };
         load(code, prog_type, attach_type, flags)
     };
@@ -123,72 +115,34 @@ fn lift_memlock() {
 
 /// Fills a map of one value, which nobody changes from now on: so the verifier knows it.
 fn freeze_with(map: BorrowedFd<'_>, data: &[u8]) {
-    #[repr(C)]
-    struct Update {
-        map_fd: u32,
-        pad: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
-    let key = 0_u32;
-    let map_fd = map.as_raw_fd().cast_unsigned();
-    let update = Update {
-        map_fd,
-        pad: 0,
-        key: ptr::from_ref(&key).addr() as u64,
-        value: data.as_ptr().addr() as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &mut { update }).expect("the map takes its value");
-    bpf(BPF_MAP_FREEZE, &mut { map_fd }).expect("the map is frozen");
+    bpf::update(map, &0_u32.to_ne_bytes(), data);
+    let mut map_fd = map.as_raw_fd();
+    bpf::call(bpf::MAP_FREEZE, &mut map_fd).expect("the map is frozen");
 }
 
-fn load(code: &[bpf_insn], prog_type: u32, attach_type: u32, flags: u32) -> Result<Figures, Refused> {
-    #[repr(C)]
-    struct Load {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-        prog_name: [u8; 16],
-        prog_ifindex: u32,
-        expected_attach_type: u32,
-    }
+fn load(
+    code: &[bpf_insn],
+    prog_type: u32,
+    expected_attach_type: u32,
+    prog_flags: u32,
+) -> Result<Figures, Refused> {
     let mut log = vec![0_u8; LOG_SIZE];
-    let mut load = Load {
-        prog_type,
-        insn_cnt: u32::try_from(code.len()).expect("fewer than the kernel's limit"),
-        insns: code.as_ptr().addr() as u64,
-        license: c"Dual MIT/GPL".as_ptr().addr() as u64,
-        log_level: LOG_STATS,
-        log_size: u32::try_from(log.len()).expect("a few megabytes"),
-        log_buf: log.as_mut_ptr().addr() as u64,
-        kern_version: 0,
-        prog_flags: flags,
-        prog_name: [0; 16],
-        prog_ifindex: 0,
-        expected_attach_type: attach_type,
-    };
+    let mut load = ProgLoad::of(prog_type, code).logged(LOG_STATS, &mut log);
+    load.prog_flags = prog_flags;
+    load.expected_attach_type = expected_attach_type;
     let begun = Instant::now();
-    let loaded = bpf(BPF_PROG_LOAD, &mut load);
+    let loaded = bpf::call(bpf::PROG_LOAD, &mut load);
     let took = begun.elapsed();
     match loaded {
         Ok(number) => {
-            // SAFETY: the command returns a new descriptor.
-            let program = unsafe { OwnedFd::from_raw_fd(i32::try_from(number).expect("a descriptor")) };
+            let program = bpf::descriptor(number);
             Ok(figures(&text(&log), instructions(program.as_fd()), took))
         }
         Err(error) => {
             // Again, step by step: why it was refused is in the last ones. A log that is full is an error too, but the
             // first one counts.
             load.log_level = LOG_STEPS;
-            drop(bpf(BPF_PROG_LOAD, &mut load));
+            drop(bpf::call(bpf::PROG_LOAD, &mut load));
             let log = text(&log);
             let mut last: Vec<&str> = log.lines().rev().take(12).collect();
             last.reverse();
@@ -250,18 +204,10 @@ fn instructions(program: BorrowedFd<'_>) -> u32 {
         info_len: u32::try_from(size_of::<Info>()).expect("a small struct"),
         info: ptr::from_mut(&mut info).addr() as u64,
     };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask).expect("information on the program");
+    bpf::call(bpf::OBJ_GET_INFO_BY_FD, &mut ask).expect("information on the program");
     // Written by the kernel behind the compiler's back.
     // SAFETY: a valid and aligned reference, of plain integers.
     unsafe { ptr::from_ref(&info).read_volatile() }.xlated_prog_len / INSTRUCTION
-}
-
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    let length = libc::c_uint::try_from(size_of::<T>()).expect("a small struct");
-    // SAFETY: pointer and length belong to `attributes`, whose own pointers lead to buffers that the caller keeps alive
-    // during the call; the kernel takes absent attributes for zero.
-    let number = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attributes), length) };
-    if number >= 0 { Ok(number) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

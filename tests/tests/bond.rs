@@ -45,12 +45,7 @@ impl Bonded {
         kernel_makes("bonds (bonding)", "link add probe type bond\n").then(|| {
             let net = Net::new(2);
             let host = net.host(0);
-            net.bridge().ip(&format!(
-                "link add q0 type veth peer name eth1 address 02:aa:00:00:01:01 netns {}\n\
-                 link set q0 master br0 up\n",
-                host.ns.path().display()
-            ));
-            let pass = XdpPass::attach(net.bridge(), "q0");
+            let pass = net.second_cable(0, MacAddr::new([0x02, 0xaa, 0, 0, 1, 1]));
             host.ns.ip(&format!(
                 "link add bond0 type bond {options}\n\
                  link set eth0 down\n\

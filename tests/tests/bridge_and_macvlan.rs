@@ -11,7 +11,7 @@ use arpwarden_tests::{
     kernel::XdpPass,
     netns::{Host, Net, Netns, ip, stranger},
     node::{Event, Events, Node},
-    tools::{addresses_on, has_address, kernel_makes, learn, mac_of, run, wait_for_neighbour},
+    tools::{addresses_on, has_address, learn, mac_of, run, wait_for_neighbour},
     wait_for,
     wire::{Captured, Wire, announcement, bytes, marker, probe, reply, request},
 };
@@ -510,16 +510,4 @@ fn a_container_on_a_macvlan_of_our_interface_does_not_answer_a_second_time() {
         node.online(100);
         one_answer(client, ip(100), host.ip, host.mac);
     }
-}
-
-#[test]
-fn a_port_of_a_team_is_refused_and_the_team_is_named() {
-    if !kernel_makes("teams", "link add team0 type team\n") {
-        return;
-    }
-    let net = Net::new(1);
-    let host = net.host(0);
-    host.ns.ip("link add team0 type team\nlink add a7 type veth peer name b7\nlink set a7 master team0");
-    let node = Node::start(host);
-    node.cli(&["online", "10.7.0.100/24", "--iface", "a7"]).expect(1).naming("team0");
 }

@@ -2,18 +2,26 @@
 //! a kind of interface has, and what is missed on an old one. Run on every kernel that can be had, in guests, by
 //! `cargo xtask test --kernel all`; on the running one it skips what that lacks, and says so.
 
-use std::{collections::BTreeSet, io::Write as _, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use arpwarden::io::bpf::OBJECT;
-use arpwarden_common::{names, net::MacAddr, wire::arp::REPLY};
+use arpwarden::io::{bpf::OBJECT, netlink::ADDRESS_PROTOCOL};
+use arpwarden_common::{
+    names,
+    net::MacAddr,
+    wire::arp::{REPLY, REQUEST},
+};
 use arpwarden_tests::{
+    cards::{Plugged, plugged},
+    flood::settled,
     kernel::{XdpPass, egress_programs, ingress_programs, is_at_least},
     ms,
-    netns::{Host, Netns, ip},
+    netlink::marked_addresses,
+    netns::{Host, Net, Netns, ip, stranger},
     node::Node,
-    tools::{kernel_makes, run, snapshot, traffic_control, xdp_program},
+    tell,
+    tools::{addresses, kernel_makes, run, snapshot, traffic_control, xdp_program},
     verifier,
-    wire::{bytes, request},
+    wire::{Captured, announcement, bytes, request},
 };
 
 /// A mode, as `--attach` takes it and `status` shows it.
@@ -56,7 +64,7 @@ fn every_program_loads_at_every_log_level() {
         for (name, loaded) in verifier::load_all(OBJECT, level) {
             match loaded {
                 Ok(figures) => {
-                    // For `cargo xtask verifier`, past the capture of the test harness.
+                    // For `cargo xtask verifier`.
                     let line = serde_json::json!({
                         "program": name,
                         "level": level,
@@ -67,7 +75,7 @@ fn every_program_loads_at_every_log_level() {
                         "stack": figures.stack,
                         "milliseconds": figures.took.as_secs_f64() * 1e3,
                     });
-                    writeln!(std::io::stderr(), "figures: {line}").expect("standard error");
+                    tell(&format!("figures: {line}"));
                     assert!(
                         taken_since(&name).is_here(),
                         "{name} is taken by a kernel that should not know it"
@@ -171,6 +179,18 @@ fn a_macvlan_is_attached_to_but_not_natively() {
 }
 
 #[test]
+fn a_virtio_card_is_attached_to_in_every_mode() {
+    for mode in MODES {
+        let cards = plugged("virtio_net", false, "virtio_net", 1_500);
+        let Some(Plugged { near, far, .. }) = &cards else { return };
+        attach(near, "eth0", mode, true, &[], |node| {
+            let address = node.online_with(100, &["--claim", "immediate", "--check", "0"]);
+            assert_answered_once(far, address, near.mac, &format!("virtio card in mode {mode}"));
+        });
+    }
+}
+
+#[test]
 fn a_dummy_is_attached_to_but_not_natively() {
     if !kernel_makes("dummy", DUMMY) {
         return;
@@ -215,6 +235,75 @@ fn what_the_kernel_lacks_is_told_and_done_without() {
         }
         attach(&host, "eth0", mode, works, &[], |_| {});
     }
+}
+
+/// Where it can't, as before 5.12, the daemon alone defends; what gives an address up needs no result.
+#[test]
+fn a_dead_daemons_program_defends_where_the_kernel_lets_it_and_gives_up_everywhere() {
+    let defends = is_at_least(5, 12);
+    for mode in ["native", "tc"] {
+        let net = Net::new(2);
+        let (host, wire) = (net.host(0), net.host(1).wire());
+        let mut node = Node::start_with(host, &["--iface", "eth0", "--attach", mode]);
+        let [alive, dead] = [100, 101].map(|last| node.online_with(last, &["--defend", "hold"]));
+        let given = node.online_with(102, &["--defend", "yield"]);
+        for address in [alive, dead, given] {
+            node.wait_for_state(address, "online", ms(20_000));
+        }
+        // What it says of itself from now on is a defence.
+        node.settled(&wire);
+        let is_defence = |seen: &Captured, address: Ipv4Addr| {
+            !seen.outgoing && seen.says(address, host.mac) && seen.is_arp(|arp| arp.operation == REQUEST)
+        };
+        wire.send(&bytes(&announcement(stranger(1), alive)));
+        wire.wait_for("the living daemon's defence", ms(5_000), |seen| is_defence(seen, alive));
+
+        node.kill();
+        wire.send(&bytes(&announcement(stranger(2), dead)));
+        wire.send(&bytes(&announcement(stranger(3), given)));
+        for address in [given, dead] {
+            wire.send(&bytes(&request(net.host(1).mac, net.host(1).ip, address)));
+        }
+        let answers = |frame: &Captured, address: Ipv4Addr| {
+            !frame.outgoing && frame.says(address, host.mac) && frame.is_arp(|arp| arp.operation == REPLY)
+        };
+        let seen = settled(&net.host(1).wire(), alive, &wire);
+        let count = |wanted: &dyn Fn(&Captured) -> bool| seen.iter().filter(|frame| wanted(frame)).count();
+        assert_eq!(
+            count(&|frame| is_defence(frame, dead)),
+            usize::from(defends),
+            "in mode {mode}: {seen:#?}"
+        );
+        assert_eq!(count(&|frame| answers(frame, dead)), 1, "in mode {mode}: {seen:#?}");
+        assert_eq!(
+            count(&|frame| !frame.outgoing && frame.says(given, host.mac)),
+            0,
+            "in mode {mode}: {seen:#?}"
+        );
+    }
+}
+
+/// The kernel keeps a mark on addresses from 5.18 on; before, and beside it, the state file knows.
+#[test]
+fn what_is_ours_is_known_by_its_mark_or_by_the_state_file_and_nothing_else_is_taken_off() {
+    let net = Net::new(2);
+    let host = net.host(0);
+    let mut node = Node::start(host);
+    let ours = node.online(100);
+    host.ns.ip("address add 10.7.0.77/32 dev eth0\naddress add 10.9.0.1/24 dev eth0 label eth0:x\n");
+    let marked = marked_addresses(&host.ns, ADDRESS_PROTOCOL);
+    assert_eq!(marked, if is_at_least(5, 18) { vec![ours] } else { vec![] }, "by IFA_PROTO");
+    let foreign: Vec<_> = addresses(&host.ns).into_iter().filter(|(address, _)| *address != ours).collect();
+    assert_eq!(foreign.len(), 3, "{foreign:?}");
+
+    node.kill();
+    node.run(&["--iface", "eth0", "--attach", "native"]);
+    assert_eq!(node.address(ours).expect("adopted")["may_answer"], true);
+    assert_answered_once(net.host(1), ours, host.mac, "host after a new start");
+    node.kill();
+    node.cli(&["unload"]).expect(0).naming(ours);
+    assert_eq!(addresses(&host.ns), foreign);
+    assert!(!node.pins().exists());
 }
 
 /// Attaches in each mode: what the kernel has is answered in, what it has not is refused.

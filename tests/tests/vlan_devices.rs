@@ -285,8 +285,13 @@ fn the_guard_keeps_in_what_leaves_through_a_vlan_device() {
     );
     node.cli(&["online", HELD_24, "--iface", "eth0.100", "--lease", "5"]).expect(0);
     node.wait_for_state(HELD, "suspended", ms(20_000));
-    // By hand, in the address's name, as its kernel would ask for a neighbour.
-    node.host.ns.ip(&format!("address replace {HELD_24} dev eth0.100\n"));
+    let is_there = || addresses_on(&node.host.ns, "eth0.100").iter().any(|(address, _)| *address == HELD);
+    wait_for("the address to be gone", ms(10_000), || (!is_there()).then_some(()));
+    // By hand, in the address's name, as its kernel would ask for a neighbour. Before the daemon has heard of it, its kernel
+    // is asked too, and the guard keeps in what that says.
+    let events = node.events();
+    node.host.ns.ip(&format!("address add {HELD_24} dev eth0.100\n"));
+    events.wait_for("the daemon to hear of it", ms(10_000), |event| event["event"] == "address_added");
     node.settled(&wire);
     let on_device = Wire::open(&node.host.ns, "eth0.100");
     assert!(on_device.offer(&bytes(&request(node.host.mac, HELD, NOBODY))).is_err(), "the guard drops it");

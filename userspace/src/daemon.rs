@@ -218,7 +218,7 @@ impl Carrier {
             vlan_tags: VlanTags::Visible.name(),
             offload: None,
             lost_offload: None,
-            presence: Presence { xdp: true, guard: true },
+            presence: Presence { program: true, guard: true },
             settling_until: None,
         }
     }

@@ -14,7 +14,7 @@ use arpwarden_common::{
 };
 
 use super::{
-    asker::Asker,
+    asker::{Asker, Processors},
     books::{Books, Bounds},
     dice::Dice,
     maps::Maps,
@@ -79,6 +79,7 @@ impl<'net> Stage<'net> {
     /// node's daemon is run.
     pub fn set(net: &'net Net, prepare: impl Fn(&mut Node<'net>)) -> Self {
         assert_eq!(net.hosts.len(), HOSTS, "the hosts of a story");
+        let processors = Processors::choose();
         let mut nodes: Vec<Node<'net>> = net.hosts[..NODES].iter().map(Node::new).collect();
         nodes.iter_mut().for_each(prepare);
         let mut stage = Self {
@@ -87,16 +88,21 @@ impl<'net> Stage<'net> {
             nodes,
             checker: Checker::watch(net, addresses()),
             model: Model::default(),
-            asker: Asker::start(net.host(STRANGER), addresses().collect(), net.host(PLAIN).ip),
+            asker: Asker::start(
+                net.host(STRANGER),
+                &processors,
+                &addresses().collect::<Vec<_>>(),
+                net.host(PLAIN),
+            ),
             books: Books::default(),
-            stranger: net.host(STRANGER).wire(),
+            stranger: Wire::deaf(&net.host(STRANGER).ns, "eth0"),
             strangers: 0,
             macs: std::array::from_fn(|host| net.host(host).mac),
             new_macs: 0,
             calm_ns: [[0; ADDRESSES]; NODES],
             flapped: [false; NODES],
         };
-        stage.checker.judge.measure_by(PLAIN, net.host(PLAIN).ip);
+        stage.checker.judge.measure_by(PLAIN, net.host(PLAIN).ip, processors.count());
         // All at once: most of a start is the kernel's look at the program.
         stage.nodes.iter_mut().for_each(|node| node.spawn(&RUN));
         for node in 0..NODES {

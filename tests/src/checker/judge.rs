@@ -12,6 +12,7 @@ use arpwarden_common::{
 };
 
 use super::{
+    machine::Machine,
     rights::{Right, Rights},
     segment::{Seen, asks},
 };
@@ -72,8 +73,6 @@ pub const ANSWER_NS: u64 = 5_000_000;
 pub const IN_FLIGHT_NS: u64 = 5_000_000;
 /// Then a question is closed. What comes later is late by any measure, and nobody had asked.
 const CLOSED_NS: u64 = 300_000_000;
-/// A plain host's kernel answers within microseconds; within so long the machine has let it.
-const PROMPT_NS: u64 = 1_000_000;
 /// What has been announced for so long is known to every host.
 const KNOWN_NS: u64 = 100_000_000;
 /// DEFEND_INTERVAL (RFC 5227 §1.1).
@@ -127,14 +126,6 @@ struct Question {
     excused: bool,
 }
 
-/// A question for an address that the kernel of a plain host answers.
-#[derive(Debug)]
-struct Measure {
-    asked_ns: u64,
-    asker: MacAddr,
-    answered_ns: Option<u64>,
-}
-
 /// A claim that has come to a host that holds the address.
 #[derive(Debug)]
 struct Challenge {
@@ -171,10 +162,7 @@ pub struct Judge {
     current: BTreeMap<usize, (u64, MacAddr)>,
     /// In order of time.
     questions: Vec<Question>,
-    /// Whose address is the yardstick.
-    yardstick: Option<(usize, Ipv4Addr)>,
-    /// In order of time.
-    measures: Vec<Measure>,
+    machine: Machine,
     challenges: Vec<Challenge>,
     duties: BTreeMap<(usize, Ipv4Addr), Vec<(u64, Duty)>>,
     /// Until when two may answer, by design.
@@ -199,8 +187,7 @@ impl Judge {
             macs,
             current: BTreeMap::new(),
             questions: Vec::new(),
-            yardstick: None,
-            measures: Vec::new(),
+            machine: Machine::default(),
             challenges: Vec::new(),
             duties: BTreeMap::new(),
             shared: BTreeMap::new(),
@@ -211,11 +198,17 @@ impl Judge {
         }
     }
 
-    /// This address is its host's own, and the host a plain one, which is asked for it every few milliseconds. On a busy
-    /// machine a processor may do nothing for longer than an owner has to answer, so an owner is late, or silent, only if
-    /// the plain host was asked after it and has answered before it.
-    pub fn measure_by(&mut self, host: usize, own: Ipv4Addr) {
-        self.yardstick = Some((host, own));
+    /// This address is its host's own, and the host a plain one, which so many processors ask for it every few
+    /// milliseconds, each for itself. A processor of a busy machine may do nothing for longer than an owner has to answer,
+    /// so an owner is late, or silent, only if the plain host was asked after it by every processor and has answered
+    /// before it; and where time is given for something, that in which a processor stood still does not count.
+    pub fn measure_by(&mut self, host: usize, own: Ipv4Addr, processors: u8) {
+        self.machine.measure_by(host, own, processors);
+    }
+
+    /// For how long one processor or another stood still so far, in nanoseconds.
+    pub fn stood_ns(&self) -> u64 {
+        self.machine.stood_ns
     }
 
     /// The host is about to get another MAC; both are its own from now on.
@@ -278,39 +271,24 @@ impl Judge {
                 self.delivered(&seen);
             }
         }
-        self.close_questions(until_ns.saturating_sub(CLOSED_NS));
-        self.close_challenges(until_ns.saturating_sub(CLOSED_NS));
-        self.close_announcements(until_ns.saturating_sub(CLOSED_NS));
+        // What has not been acted upon, as a processor stands still, may still come.
+        let until_ns = until_ns.min(self.machine.caught_up_ns());
+        self.close_questions(until_ns);
+        self.close_challenges(until_ns);
+        self.close_announcements(until_ns);
+    }
+
+    /// Whether what has begun at a moment is over.
+    fn is_over(&self, at_ns: u64, until_ns: u64) -> bool {
+        self.machine.after(at_ns, CLOSED_NS) <= until_ns
     }
 
     fn managed(&self, address: Ipv4Addr) -> Option<Ipv4Addr> {
         self.addresses.contains(&address).then_some(address)
     }
 
-    /// Notes questions for the yardstick, and its answers.
-    fn measure(&mut self, seen: &Seen) {
-        let Some((host, own)) = self.yardstick else { return };
-        let frame = seen.frame;
-        if frame.target_ip == own.into() && asks(&frame) {
-            self.measures.push(Measure { asked_ns: seen.at_ns, asker: frame.source, answered_ns: None });
-        } else if seen.host == host && seen.is_answer() && frame.sender_ip == own.into() {
-            let of = |measure: &&mut Measure| measure.asker == frame.destination;
-            if let Some(measure) = self.measures.iter_mut().rev().find(of) {
-                measure.answered_ns.get_or_insert(seen.at_ns);
-            }
-        }
-    }
-
-    /// Whether the plain host was asked and has answered at once in this period.
-    fn could_answer(&self, from_ns: u64, to_ns: u64) -> bool {
-        self.measures.iter().any(|measure| {
-            let prompt = measure.answered_ns.filter(|answered| answered - measure.asked_ns < PROMPT_NS);
-            measure.asked_ns > from_ns && prompt.is_some_and(|answered_ns| answered_ns + PROMPT_NS < to_ns)
-        })
-    }
-
     fn sent(&mut self, seen: Seen) {
-        self.measure(&seen);
+        self.machine.take(&seen);
         let frame = seen.frame;
         let spoken_for = self.managed(frame.sender_ip.into());
         if let Some(address) = spoken_for
@@ -339,7 +317,7 @@ impl Judge {
     /// A host says that an address is at a MAC of another one.
     fn repaired(&mut self, seen: &Seen, address: Ipv4Addr, owner: usize) {
         let Seen { host, at_ns, frame, .. } = seen.clone();
-        let known = at_ns.saturating_sub(KNOWN_NS);
+        let known = self.machine.before(at_ns, KNOWN_NS);
         let successor = self.rights.entitled(address, at_ns, at_ns).into_iter().find(|&other| {
             other != owner && self.rights.during(other, address, known, at_ns).0 == Right::Must
         });
@@ -366,7 +344,7 @@ impl Judge {
     /// A host says that an address is at a MAC of its own.
     fn spoken(&mut self, seen: &Seen, address: Ipv4Addr) {
         let Seen { host, at_ns, frame, .. } = seen.clone();
-        let since = at_ns.saturating_sub(IN_FLIGHT_NS);
+        let since = self.machine.before(at_ns, IN_FLIGHT_NS);
         if self.rights.during(host, address, since, at_ns).1 == Right::Silent {
             let why = self.rights.explain(host, address, at_ns);
             self.report(Violation {
@@ -422,7 +400,8 @@ impl Judge {
         if seen.frame.operation == REPLY {
             ledger.announced_replies += 1;
             // It is the second half of the latest request, which then was the first half of a round.
-            if lone.last().is_some_and(|request| seen.at_ns - request.at_ns < ROUND_NS) {
+            let machine = &self.machine;
+            if lone.last().is_some_and(|request| seen.at_ns < machine.after(request.at_ns, ROUND_NS)) {
                 lone.pop();
             }
         } else {
@@ -468,12 +447,10 @@ impl Judge {
     }
 
     fn close_questions(&mut self, until_ns: u64) {
-        let at = self.questions.partition_point(|question| question.asked.at_ns <= until_ns);
+        let at = self.questions.partition_point(|question| self.is_over(question.asked.at_ns, until_ns));
         for question in self.questions.drain(..at).collect::<Vec<_>>() {
             self.close_question(question);
         }
-        let at = self.measures.partition_point(|measure| measure.asked_ns < until_ns);
-        self.measures.drain(..at);
     }
 
     fn close_question(&mut self, question: Question) {
@@ -499,21 +476,22 @@ impl Judge {
             return;
         }
         for (host, at_ns) in delivered {
-            let (least, _) = self.rights.during(host, address, at_ns, at_ns + ANSWER_NS);
-            if least != Right::Must {
-                continue;
-            }
+            let could_ns = self.machine.could_answer_by(at_ns).unwrap_or(u64::MAX);
+            // As long as it had no chance to answer it may lose its right as well.
+            let chance_ns = could_ns.max(self.machine.after(at_ns, ANSWER_NS));
+            let must = |to_ns| self.rights.during(host, address, at_ns, to_ns).0 == Right::Must;
             match answers.iter().find(|answer| answer.host == host) {
-                None if !self.could_answer(at_ns, at_ns + CLOSED_NS) => {}
+                None if chance_ns > self.machine.after(at_ns, CLOSED_NS) || !must(chance_ns) => {}
                 None => {
                     let why = self.rights.explain(host, address, at_ns);
                     let what = format!("host {host} did not answer for {address}: {why}");
                     self.violations.push(violation(Kind::NoAnswer, what, &answers));
                 }
+                Some(_) if !must(at_ns + ANSWER_NS) => {}
                 Some(answer) => {
                     let took = answer.at_ns.saturating_sub(at_ns);
                     self.took.push(took);
-                    if took > ANSWER_NS && self.could_answer(at_ns, answer.at_ns) {
+                    if took > ANSWER_NS && could_ns < answer.at_ns {
                         let what = format!("host {host} took {} µs to answer for {address}", took / 1_000);
                         self.violations.push(violation(Kind::Late, what, &answers));
                     }
@@ -535,17 +513,18 @@ impl Judge {
     }
 
     fn close_challenges(&mut self, until_ns: u64) {
-        let at = self.challenges.partition_point(|challenge| challenge.claim.at_ns <= until_ns);
+        let at = self.challenges.partition_point(|challenge| self.is_over(challenge.claim.at_ns, until_ns));
         for Challenge { host, address, claim } in self.challenges.drain(..at).collect::<Vec<_>>() {
             let at_ns = claim.at_ns;
-            let owns = self.rights.during(host, address, at_ns, at_ns + DEFENCE_NS).0 == Right::Must;
-            if !owns || !self.has_duty(host, address, at_ns, at_ns + DEFENCE_NS, Duty::Defend) {
+            let by_ns = self.machine.after(at_ns, DEFENCE_NS);
+            let owns = self.rights.during(host, address, at_ns, by_ns).0 == Right::Must;
+            if !owns || !self.has_duty(host, address, at_ns, by_ns, Duty::Defend) {
                 continue;
             }
             let Announcements { lone, defended_ns, unclear_ns, .. } =
                 self.announcements.entry((host, address)).or_default();
             let interval = DEFEND_INTERVAL_NS + INTERVAL_SLACK_NS;
-            let lately = |ns: u64| ns <= at_ns + DEFENCE_NS && at_ns < ns + interval;
+            let lately = |ns: u64| ns <= by_ns && at_ns < ns + interval;
             // One that may have been a defence may have begun the interval.
             let closed = [*defended_ns, *unclear_ns].into_iter().flatten().any(lately);
             let defended = closed || lone.iter().any(|seen| lately(seen.at_ns));
@@ -567,10 +546,11 @@ impl Judge {
         for (&(host, address), Announcements { lone, defended_ns, unclear_ns, defences, unclear }) in
             &mut self.announcements
         {
-            let at = lone.partition_point(|seen| seen.at_ns <= until_ns);
+            let at = lone.partition_point(|seen| self.machine.after(seen.at_ns, CLOSED_NS) <= until_ns);
             for seen in lone.drain(..at) {
                 let at_ns = seen.at_ns;
-                if self.rights.during(host, address, at_ns, at_ns + ROUND_NS).0 != Right::Must {
+                let round_ns = self.machine.after(at_ns, ROUND_NS);
+                if self.rights.during(host, address, at_ns, round_ns).0 != Right::Must {
                     *unclear += 1;
                     *unclear_ns = Some(at_ns);
                     continue;
@@ -587,7 +567,7 @@ impl Judge {
             let too_soon = before.filter(|before| {
                 at_ns - before < least && self.rights.during(host, address, *before, at_ns).0 == Right::Must
             });
-            let since = at_ns.saturating_sub(IN_FLIGHT_NS);
+            let since = self.machine.before(at_ns, IN_FLIGHT_NS);
             let what = if let Some(before) = too_soon {
                 format!(
                     "host {host} defended {address} {} ms after the last time",
@@ -618,7 +598,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        checker::LeaseEnd,
+        checker::{LeaseEnd, asker},
         netns::{ip, stranger},
         wire::{announcement, bytes, probe, reply, request},
     };
@@ -636,21 +616,10 @@ mod tests {
     /// Host 1's own address.
     const OWN: Ipv4Addr = ip(2);
 
-    /// Three hosts; host 0 has the address from 1 s on. Nothing is known of how the machine does.
-    fn unmeasured() -> Judge {
+    /// Three hosts; host 0 has the address from 1 s on. The machine counts as one that always works.
+    fn judge() -> Judge {
         let mut judge = Judge::new([A], [mac(0), mac(1), mac(2)]);
         judge.rights.set(0, A, SECOND, Right::Must, "has it");
-        judge.measure_by(1, OWN);
-        judge
-    }
-
-    /// [`unmeasured`] on a machine that lets a plain host answer all the time.
-    fn judge() -> Judge {
-        let mut judge = unmeasured();
-        let asked = (0..5 * 1_000).map(|number| number * MS);
-        judge.measures = asked
-            .map(|asked_ns| Measure { asked_ns, asker: stranger(3), answered_ns: Some(asked_ns + 10_000) })
-            .collect();
         judge
     }
 
@@ -706,25 +675,127 @@ mod tests {
         assert_eq!(kinds(judge(), claim), [], "a claim, whose place a defence may take");
     }
 
+    /// [`judge`] on a machine with two processors, which ask host 1.
+    fn measured() -> Judge {
+        let mut judge = judge();
+        judge.measure_by(1, OWN, 2);
+        judge
+    }
+
+    /// A question of a processor for host 1's own address, and its answer after so long.
+    fn measure(processor: u8, asked_ns: u64, took: u64) -> [Seen; 2] {
+        let number = u16::try_from(asked_ns / MS % 60_000).expect("16 bits");
+        let from = asker(processor, number);
+        let asked = seen(2, true, asked_ns, &request(from, ip(9), OWN));
+        [asked, seen(1, true, asked_ns + took, &reply(mac(1), OWN, from, ip(9)))]
+    }
+
+    /// A machine that works for a second around a moment, but for the time in which both processors, or the second one,
+    /// stand still.
+    fn works(around_ns: u64, stands: std::ops::Range<u64>, both: bool) -> Vec<Seen> {
+        let at = (0..1_000).step_by(3).map(|number| around_ns - 100 * MS + number * MS);
+        let questions = at.flat_map(|at| [(0, at), (1, at + 10_000)]);
+        let stands = |processor, at| stands.contains(&at) && (both || processor == 1);
+        let asked = questions.filter(|(processor, at)| !stands(*processor, *at));
+        asked.flat_map(|(processor, at)| measure(processor, at, 20_000)).collect()
+    }
+
+    fn kinds_in_order(judge: Judge, mut frames: Vec<Seen>) -> Vec<Kind> {
+        frames.sort_by_key(|seen| seen.at_ns);
+        kinds(judge, frames)
+    }
+
     #[test]
-    fn an_owner_is_late_only_if_a_plain_host_was_asked_after_it_and_was_faster() {
+    fn an_owner_is_late_only_if_a_plain_host_was_asked_after_it_by_every_processor_and_was_faster() {
         const AT: u64 = 2 * SECOND;
-        let [sent, arrived] = asked(AT, &question());
-        let told = |asked_ns: u64, took: u64, answered_ns: Option<u64>| {
-            let mut frames = vec![sent.clone(), arrived.clone()];
-            frames.push(seen(1, true, asked_ns, &request(stranger(2), ip(9), OWN)));
-            frames.push(seen(1, true, asked_ns + took, &reply(mac(1), OWN, stranger(2), ip(9))));
+        let told = |both, measured: &[(u64, u64)], answered_ns: Option<u64>| {
+            let mut frames = works(AT, AT - MS..AT + 12 * MS, both);
+            frames.extend(asked(AT, &question()));
+            frames.extend(measured.iter().flat_map(|(asked_ns, took)| measure(1, *asked_ns, *took)));
+            if both {
+                frames.extend(measured.iter().flat_map(|(asked_ns, took)| measure(0, *asked_ns, *took)));
+            }
             frames.extend(answered_ns.map(|at_ns| seen(0, true, at_ns, &answer(0))));
-            frames.sort_by_key(|seen| seen.at_ns);
-            kinds(unmeasured(), frames)
+            kinds_in_order(self::measured(), frames)
         };
         let late = Some(AT + 9 * MS);
-        assert_eq!(told(AT + 3 * MS, MS / 2, late), [Kind::Late], "overtaken");
-        assert_eq!(told(AT + 3 * MS, 2 * MS, late), [], "the machine was slow");
-        assert_eq!(told(AT + 8 * MS, MS / 2, late), [], "both were answered at the same moment");
-        assert_eq!(told(AT - MS, MS / 2, late), [], "before the machine stood still");
-        assert_eq!(told(AT + 3 * MS, MS / 2, None), [Kind::NoAnswer]);
-        assert_eq!(told(AT + 3 * MS, 2 * MS, None), []);
+        for both in [true, false] {
+            assert_eq!(told(both, &[(AT + 3 * MS, MS / 2)], late), [Kind::Late], "overtaken");
+            assert_eq!(told(both, &[(AT + 3 * MS, 2 * MS)], late), [], "the machine was slow");
+            assert_eq!(
+                told(both, &[(AT + 8 * MS, MS / 2)], late),
+                [],
+                "both were answered at the same moment"
+            );
+            assert_eq!(told(both, &[], late), [], "a processor stood still");
+            assert_eq!(told(both, &[], None), [Kind::NoAnswer], "the machine has worked since");
+        }
+    }
+
+    #[test]
+    fn what_comes_late_as_a_processor_stood_still_is_no_fault_and_what_comes_later_is() {
+        const AT: u64 = 2 * SECOND;
+        let stands = AT - 5 * MS..AT + 500 * MS;
+        let told = |judge: Judge, both, frames: &[Seen]| {
+            let mut all = works(AT, stands.clone(), both);
+            all.extend(frames.iter().cloned());
+            kinds_in_order(judge, all)
+        };
+        let [sent, arrived] = asked(AT, &question());
+        let answered = |at_ns| [sent.clone(), arrived.clone(), seen(0, true, at_ns, &answer(0))];
+        let given_up = |at_ns| {
+            let mut judge = measured();
+            judge.rights.set(0, A, at_ns, Right::Silent, "given up");
+            judge
+        };
+        let announced = |at_ns| [seen(0, true, at_ns, &announcement(mac(0), A))];
+        for both in [true, false] {
+            assert_eq!(told(measured(), both, &answered(AT + 490 * MS)), []);
+            assert_eq!(told(measured(), both, &answered(AT + 510 * MS)), [Kind::Late]);
+            let silent = [sent.clone(), arrived.clone()];
+            assert_eq!(told(given_up(AT + 400 * MS), both, &silent), [], "it had no chance to answer");
+            assert_eq!(told(given_up(AT + 520 * MS), both, &silent), [Kind::NoAnswer]);
+            assert_eq!(told(given_up(AT + 10 * MS), both, &announced(AT + 499 * MS)), [], "in flight");
+            assert_eq!(told(given_up(AT + 10 * MS), both, &announced(AT + 507 * MS)), [Kind::Spoke]);
+            assert_eq!(told(given_up(AT - 50 * MS), both, &announced(AT)), [Kind::Spoke], "long before it");
+        }
+        let unseen = |both| {
+            let mut judge = measured();
+            let mut frames = works(AT, AT..AT + SECOND, both);
+            frames.extend(asked(AT, &question()));
+            frames.sort_by_key(|seen| seen.at_ns);
+            judge.take(frames, AT + SECOND);
+            judge.violations().len()
+        };
+        assert_eq!([unseen(true), unseen(false)], [0, 0], "as long as it stands nothing is late");
+    }
+
+    #[test]
+    fn a_defence_and_a_round_have_the_time_that_the_machine_works() {
+        const AT: u64 = 2 * SECOND;
+        let told = |frames: [Seen; 2]| {
+            let mut judge = measured();
+            judge.set_duty(0, A, SECOND, Duty::Defend);
+            let mut all = works(AT, AT - 5 * MS..AT + 400 * MS, false);
+            all.extend(frames);
+            kinds_in_order(judge, all)
+        };
+        let claim = || seen(0, false, AT, &announcement(stranger(7), A));
+        let announced = |at_ns| seen(0, true, at_ns, &announcement(mac(0), A));
+        assert_eq!(told([claim(), announced(AT + 500 * MS)]), []);
+        assert_eq!(told([claim(), announced(AT + 700 * MS)]), [Kind::NotDefended]);
+        let replied =
+            |at_ns| seen(0, true, at_ns, &Outgoing::announcement_reply(mac(0), Vlan::UNTAGGED, A.into()));
+        let defences = |replied_ns| {
+            let mut judge = measured();
+            let mut all = works(AT, AT - 5 * MS..AT + 400 * MS, false);
+            all.extend([announced(AT), replied(replied_ns)]);
+            all.sort_by_key(|seen| seen.at_ns);
+            judge.take(all, LATER);
+            judge.defences(0, A)
+        };
+        assert_eq!(defences(AT + 500 * MS), (0, 0), "the two halves of a round");
+        assert_eq!(defences(AT + 700 * MS), (1, 1), "a defence");
     }
 
     #[test]

@@ -80,6 +80,8 @@ const PATIENCE_NS: u64 = 3_000_000_000;
 /// A frame is in a tap's queue so long after the time that the kernel gave it: the two steps are microseconds apart on
 /// one processor, which the hypervisor may take away between them.
 const QUEUED_NS: u64 = 20_000_000;
+/// Frames that are taken from a tap before the next one has its turn.
+const AT_ONCE: usize = 1_024;
 /// Frames remembered for reports: some ten seconds of a story, floods apart.
 const RECENT: usize = 8_192;
 
@@ -89,31 +91,45 @@ impl Segment {
         let last = net.hosts.last().expect("a network has hosts");
         Self {
             taps: (0..net.hosts.len()).map(|host| net.tap(host)).collect(),
-            fence: last.wire(),
+            fence: Wire::deaf(&last.ns, "eth0"),
             fences: 0,
             waiting: Vec::new(),
             recent: VecDeque::new(),
         }
     }
 
-    fn drain(&mut self) {
+    /// Takes what the taps have seen; gives the time up to which that is all.
+    fn drain(&mut self) -> u64 {
+        let mut all_until_ns = u64::MAX;
         for (host, tap) in self.taps.iter().enumerate() {
-            for Captured { bytes, boot_ns, outgoing } in tap.drain() {
+            let (mut taken, mut last_ns) = (0, 0);
+            // None is to wait for long because of another one.
+            for Captured { bytes, boot_ns, outgoing } in tap.drain_at_most(AT_ONCE) {
+                (taken, last_ns) = (taken + 1, boot_ns);
                 let captured = Captured { bytes, boot_ns, outgoing };
                 let Some(frame) = captured.arp() else { continue };
                 let Captured { bytes, .. } = captured;
                 self.waiting.push(Seen { host, from_host: !outgoing, at_ns: boot_ns, frame, bytes });
             }
+            if taken == AT_ONCE {
+                all_until_ns = all_until_ns.min(last_ns);
+            }
+            // Whoever has not seen all can't judge.
+            let lost = tap.lost();
+            assert_eq!(
+                lost, 0,
+                "the machine is too slow: frames on the cable of host {host} were not taken in time"
+            );
         }
-        // Its own socket hears everything too.
-        self.fence.drain();
+        all_until_ns
     }
 
-    /// What has passed so far, in order of time over all cables; the last few milliseconds come the next time.
-    pub fn read(&mut self) -> Vec<Seen> {
+    /// What has passed so far, in order of time over all cables, and up to when that is; the last few milliseconds come
+    /// the next time.
+    pub fn read(&mut self) -> (Vec<Seen>, u64) {
         let until_ns = boot_ns() - QUEUED_NS;
-        self.drain();
-        self.hand_out(until_ns)
+        let until_ns = until_ns.min(self.drain());
+        (self.hand_out(until_ns), until_ns)
     }
 
     fn hand_out(&mut self, until_ns: u64) -> Vec<Seen> {
@@ -133,14 +149,21 @@ impl Segment {
     ///
     /// # Errors
     /// The number of the first host that does not answer for its own address.
-    pub fn settle(&mut self, hosts: impl IntoIterator<Item = (usize, Ipv4)>) -> Result<Vec<Seen>, usize> {
+    pub fn settle(
+        &mut self,
+        hosts: impl IntoIterator<Item = (usize, Ipv4)>,
+    ) -> Result<(Vec<Seen>, u64), usize> {
         for (host, address) in hosts {
             // What a program sends back leaves at the end of a round of polling, behind what the kernel answers in
             // the middle of it: the second question comes in a later round.
             self.fence_off(host, address)?;
             self.fence_off(host, address)?;
         }
-        Ok(self.hand_out(boot_ns()))
+        let mut now_ns = boot_ns();
+        while self.drain() < now_ns {
+            now_ns = boot_ns();
+        }
+        Ok((self.hand_out(now_ns), now_ns))
     }
 
     /// Asks a host for its own address until it answers, which its kernel does behind all that came before.

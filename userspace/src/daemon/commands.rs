@@ -384,7 +384,7 @@ impl Daemon {
     fn interface_for(&mut self, client: &Client, name: &str, attach_now: bool) -> Option<u32> {
         let found = find_link(&self.links, name).map(|link| link.index).and_then(|index| {
             match self.carrier_of(index) {
-                Some((carrier, there)) if attach_now && !there.presence.xdp => {
+                Some((carrier, there)) if attach_now && !there.presence.program => {
                     return self.put_back(carrier).map(|()| index);
                 }
                 Some(_) => return Ok(index),
@@ -522,7 +522,7 @@ impl Daemon {
                 attach_mode: carrier.mode.name().to_owned(),
                 vlan_tags: carrier.vlan_tags.to_owned(),
                 running: link.is_some_and(Link::carries),
-                program: carrier.presence.xdp,
+                program: carrier.presence.program,
                 guard: carrier.presence.guard,
             })
             .collect();

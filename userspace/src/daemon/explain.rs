@@ -63,13 +63,13 @@ impl Daemon {
             Outcome::Answered { .. } if self.observe => {
                 format!("{asked} would be answered by the program as {mac}; it only observes, so it passes")
             }
-            Outcome::Answered { mac, .. } if carrier.presence.xdp => {
+            Outcome::Answered { mac, .. } if carrier.presence.program => {
                 format!("{asked} is answered by the program as {mac}")
             }
-            Outcome::Shielded { .. } if carrier.presence.xdp => {
+            Outcome::Shielded { .. } if carrier.presence.program => {
                 format!("{asked} is dropped: {}", self.why_silent(key, managed, now))
             }
-            _ if !carrier.presence.xdp => format!(
+            _ if !carrier.presence.program => format!(
                 "{asked} is passed to the kernel: the program is missing from {name}; 'online … --attach-now' or a \
                  restart puts it back"
             ),

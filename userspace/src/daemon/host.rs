@@ -634,11 +634,12 @@ impl Daemon {
         let Some(carrier) = self.carriers.get(&index) else { return };
         let (name, mode, before) = (carrier.name.clone(), carrier.mode, carrier.presence);
         let Some(mut presence) = self.verify(index) else { return };
-        let lost = [(before.xdp && !presence.xdp, "program"), (before.guard && !presence.guard, "guard")];
+        let lost =
+            [(before.program && !presence.program, "program"), (before.guard && !presence.guard, "guard")];
         for what in lost.into_iter().filter_map(|(lost, what)| lost.then_some(what)) {
             self.journal.link("program_missing", &name, None, Some(what));
         }
-        if !presence.xdp || !presence.guard {
+        if !presence.program || !presence.guard {
             if presence != before {
                 for index in self.carried_by(index) {
                     self.tell(Input::ProgramMissing { index });
@@ -646,7 +647,7 @@ impl Daemon {
                 self.perform();
             }
             // A native program may take the link down: that is for `--attach-now` to say.
-            if !presence.guard && presence.xdp {
+            if !presence.guard && presence.program {
                 if let Err(error) = self.datapath.reattach_guard(index, &name) {
                     warn!(interface = name, "{:#}", anyhow::Error::from(error));
                 }
@@ -656,7 +657,7 @@ impl Daemon {
                 warn!(interface = name, "{:#}", anyhow::Error::from(error));
             }
             presence = self.verify(index).unwrap_or(presence);
-            if presence.xdp && presence.guard {
+            if presence.program && presence.guard {
                 self.journal.link("program_restored", &name, None, None);
             }
         }

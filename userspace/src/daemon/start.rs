@@ -205,7 +205,7 @@ impl Daemon {
                 .registered()
                 .find(|entry| entry.index == kept.index && !self.links.contains_key(&kept.index))
                 .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
-            match (kept.state, kept.xdp) {
+            match (kept.state, kept.mode) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
                     let asked = match self.settings.attach(&[&name]) {
                         cli::Attach::Auto => mode,
@@ -225,7 +225,7 @@ impl Daemon {
                     let carrier = Carrier {
                         vlan_tags: link::vlan_tags(mode, &self.links[&kept.index], &self.links).name(),
                         mode,
-                        presence: Presence { xdp: true, guard: kept.guard },
+                        presence: Presence { program: true, guard: kept.guard },
                         ..Carrier::new(name)
                     };
                     self.carriers.insert(kept.index, carrier);

@@ -65,7 +65,7 @@ pub struct KeptLink {
     /// Its index.
     pub index: u32,
     /// How the program is attached there; `None` if it isn't.
-    pub xdp: Option<Mode>,
+    pub mode: Option<Mode>,
     /// The guard is there.
     pub guard: bool,
     /// Whether the program is still there.
@@ -230,7 +230,7 @@ impl Datapath {
         if !guard {
             self.detach_guard(index).map_err(failed)?;
         }
-        let (xdp, state) = match program {
+        let (mode, state) = match program {
             Ok(mode) => (mode, LinkState::Live),
             Err(reason) => {
                 if there.is_none()
@@ -241,7 +241,7 @@ impl Datapath {
                 (None, LinkState::Dead(reason))
             }
         };
-        Ok(KeptLink { index, xdp, guard, state })
+        Ok(KeptLink { index, mode, guard, state })
     }
 
     /// Puts the loaded program in the place of an earlier one in an XDP mode; gives the mode, or what has become of it.

@@ -56,7 +56,7 @@ const QDISC_THEIRS: &str = "clsact-found";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Presence {
     /// The one that answers, in whichever mode.
-    pub xdp: bool,
+    pub program: bool,
     /// The guard.
     pub guard: bool,
 }
@@ -73,13 +73,13 @@ impl Datapath {
         let there = look_at(index, name)?;
         let unseen = |source| AttachError::Unseen { interface: interface(), source };
         let before = self.presence(&there).map_err(unseen)?;
-        if before.xdp && before.guard {
+        if before.program && before.guard {
             return Err(AttachError::AlreadyAttached { interface: interface() });
         }
         if let Some((program, instance)) = self.other_instance(&there).map_err(unseen)? {
             return Err(AttachError::OtherInstance { interface: interface(), program, instance });
         }
-        if let (Some(xdp), false, Mode::Native | Mode::Generic) = (there.xdp, before.xdp, mode) {
+        if let (Some(xdp), false, Mode::Native | Mode::Generic) = (there.xdp, before.program, mode) {
             return Err(AttachError::Foreign { interface: interface(), mode, program: who_is(xdp) });
         }
         self.want(mode)
@@ -88,7 +88,7 @@ impl Datapath {
         if !before.guard {
             self.attach_guard(index).map_err(|source| self.failed(&there, Attaching::Guard, source))?;
         }
-        if before.xdp {
+        if before.program {
             return Ok(());
         }
         if let Err(source) = self.attach_program(index, mode) {
@@ -208,7 +208,7 @@ impl Datapath {
     pub fn verify(&self, index: u32) -> io::Result<Presence> {
         match link_now(index)? {
             Some(there) => self.presence(&there),
-            None => Ok(Presence { xdp: false, guard: false }),
+            None => Ok(Presence { program: false, guard: false }),
         }
     }
 
@@ -216,7 +216,7 @@ impl Datapath {
         let is = |mode, id| self.responder(mode).is_some_and(|responder| responder.id == id);
         let xdp = there.xdp.is_some_and(|xdp| is(Mode::Native, xdp.id));
         Ok(Presence {
-            xdp: xdp || tc_programs(there.index, Way::In)?.into_iter().any(|id| is(Mode::Tc, id)),
+            program: xdp || tc_programs(there.index, Way::In)?.into_iter().any(|id| is(Mode::Tc, id)),
             guard: tc_programs(there.index, Way::Out)?.contains(&self.guard),
         })
     }

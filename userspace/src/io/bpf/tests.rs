@@ -137,12 +137,12 @@ fn the_program_is_attached_in_each_mode_and_taken_off_again() {
         datapath.attach(index, "a", mode).unwrap();
         let in_xdp = (mode != Mode::Tc).then_some(Some(mode));
         assert_eq!(there().map(|xdp| xdp.mode), in_xdp);
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         let again = datapath.attach(index, "a", mode);
         assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
         datapath.detach(index).unwrap();
         assert_eq!(there(), None);
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: false, guard: false });
         datapath.detach(index).unwrap();
     }
     datapath.attach(index, "a", Mode::Generic).unwrap();

@@ -50,7 +50,7 @@ fn the_guard_is_attached_outlives_the_process_is_replaced_and_taken_off() {
         datapath.set_port(index, Port::accepting(mac, index)).unwrap();
         datapath.set_own_macs(&BTreeSet::from([mac])).unwrap();
         datapath.attach(index, "a", Mode::Generic).unwrap();
-        let there = Presence { xdp: true, guard: true };
+        let there = Presence { program: true, guard: true };
         assert_eq!(datapath.verify(index).unwrap(), there);
         assert_eq!(tc::has_clsact(index).unwrap(), way == TcWay::Clsact);
 
@@ -85,7 +85,7 @@ fn the_guard_is_attached_outlives_the_process_is_replaced_and_taken_off() {
         );
 
         datapath.detach(index).unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: false, guard: false });
         assert!(!tc::has_clsact(index).unwrap());
         assert_eq!(scratch.0.link_names().unwrap(), []);
         assert!(leaves());
@@ -107,9 +107,9 @@ fn a_guard_that_was_taken_off_is_missed_and_put_back() {
         }
         // The kernel lets go of a link some time after its pin went.
         own_network::wait_until("the guard to go", || !datapath.verify(index).unwrap().guard);
-        assert!(datapath.verify(index).unwrap().xdp);
+        assert!(datapath.verify(index).unwrap().program);
         datapath.reattach_guard(index, "a").unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         datapath.reattach_guard(index, "a").unwrap();
 
         // Missed while nobody was there.
@@ -120,10 +120,10 @@ fn a_guard_that_was_taken_off_is_missed_and_put_back() {
         }
         let (mut datapath, left) = scratch.adopt();
         datapath.tc_way = way;
-        assert_eq!((left.links[0].xdp, left.links[0].guard), (Some(Mode::Generic), false));
+        assert_eq!((left.links[0].mode, left.links[0].guard), (Some(Mode::Generic), false));
         assert!(!tc::has_clsact(index).unwrap());
         datapath.reattach_guard(index, "a").unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         datapath.remove_all().unwrap();
         assert!(!tc::has_clsact(index).unwrap());
     }
@@ -138,14 +138,14 @@ fn the_qdisc_that_was_made_for_both_goes_with_the_last_of_them() {
         let (scratch, index) = (Scratch::new(), index());
         let mut datapath = begin(&scratch, TcWay::Clsact);
         datapath.attach(index, "a", Mode::Tc).unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         datapath.detach_tc(first(index)).unwrap();
         assert!(tc::has_clsact(index).unwrap());
         let left = datapath.verify(index).unwrap();
-        assert_eq!((left.xdp, left.guard), (first(0) == LinkName::Guard(0), first(0) == LinkName::Tc(0)));
+        assert_eq!((left.program, left.guard), (first(0) == LinkName::Guard(0), first(0) == LinkName::Tc(0)));
         // It is ours still, and so it is for one that is put back.
         datapath.attach(index, "a", Mode::Tc).unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         datapath.detach_tc(first(index)).unwrap();
         datapath.detach(index).unwrap();
         assert!(!tc::has_clsact(index).unwrap());
@@ -175,10 +175,10 @@ fn a_program_in_mode_tc_that_was_taken_off_is_missed_and_put_back() {
         let mut datapath = begin(&scratch, way);
         datapath.attach(index, "a", Mode::Tc).unwrap();
         take_off();
-        own_network::wait_until("the program to go", || !datapath.verify(index).unwrap().xdp);
+        own_network::wait_until("the program to go", || !datapath.verify(index).unwrap().program);
         assert!(datapath.verify(index).unwrap().guard);
         datapath.attach(index, "a", Mode::Tc).unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
 
         // Missed while nobody was there.
         drop(datapath);
@@ -186,10 +186,10 @@ fn a_program_in_mode_tc_that_was_taken_off_is_missed_and_put_back() {
         own_network::wait_until("the program to go", || all_on(index).1[0].is_empty());
         let (mut datapath, left) = scratch.adopt();
         datapath.tc_way = way;
-        assert_eq!((left.links[0].xdp, left.links[0].guard), (None, true));
+        assert_eq!((left.links[0].mode, left.links[0].guard), (None, true));
         assert_eq!(left.links[0].state, LinkState::Dead(Missing::Detached));
         datapath.attach(index, "a", Mode::Tc).unwrap();
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
         datapath.remove_all().unwrap();
         assert_eq!(all_on(index), (None, [vec![], vec![]]));
         assert!(!tc::has_clsact(index).unwrap());
@@ -255,7 +255,7 @@ fn an_ingress_qdisc_in_the_way_is_named_and_nothing_is_left_attached() {
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::Kernel { what: Attaching::Guard, .. }), "{error:?}");
     assert!(error.to_string().contains("ingress"), "{error}");
-    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+    assert_eq!(datapath.verify(index).unwrap(), Presence { program: false, guard: false });
     assert_eq!(scratch.0.link_names().unwrap(), []);
     assert!(output("qdisc show dev a").contains("ingress"));
 }
@@ -270,7 +270,7 @@ fn a_program_that_can_t_be_attached_takes_the_guard_with_it() {
         let mut datapath = begin(&scratch, way);
         let error = datapath.attach(index, "a", Mode::Native).unwrap_err();
         assert!(error.is_unsupported(), "{error:?}");
-        assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+        assert_eq!(datapath.verify(index).unwrap(), Presence { program: false, guard: false });
         assert_eq!(scratch.0.link_names().unwrap(), []);
         assert!(!tc::has_clsact(index).unwrap());
     }
@@ -288,9 +288,9 @@ fn a_run_that_ends_between_two_steps_leaves_nothing_that_stays() {
     drop_link(&scratch.0.link(LinkName::Xdp(index))).unwrap();
     drop(datapath);
     let (mut datapath, left) = scratch.adopt();
-    assert_eq!((left.links[0].xdp, left.links[0].guard), (None, true));
+    assert_eq!((left.links[0].mode, left.links[0].guard), (None, true));
     datapath.attach(index, "a", Mode::Generic).unwrap();
-    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+    assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
     assert_eq!(output("filter show dev a egress").matches("direct-action").count(), 1);
 
     // Written down, and the qdisc is there, but no filter yet.

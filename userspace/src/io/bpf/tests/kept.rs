@@ -97,10 +97,10 @@ fn goes_on_and_is_taken_over(mode: Mode, way: TcWay) {
     assert_eq!(found, expected);
     assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
     assert_eq!(left.heartbeat_ns, 1_234);
-    let live = KeptLink { index: index_of("a"), xdp: Some(mode), guard: true, state: LinkState::Live };
+    let live = KeptLink { index: index_of("a"), mode: Some(mode), guard: true, state: LinkState::Live };
     assert_eq!(left.links, [live]);
     assert_eq!(second.group(3), Some(Group { word: Group::ANSWERS, lease_until_ns: 99 }));
-    assert_eq!(second.verify(index_of("a")).unwrap(), Presence { xdp: true, guard: true });
+    assert_eq!(second.verify(index_of("a")).unwrap(), Presence { program: true, guard: true });
     let again = second.attach(index_of("a"), "a", mode);
     assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
 
@@ -150,7 +150,7 @@ fn programs_are_swapped_under_a_flood_without_a_lost_answer() {
         let mut programs = BTreeSet::new();
         for _ in 0..SWAPS {
             let (datapath, left) = scratch.adopt();
-            assert_eq!(left.links[0].xdp, Some(mode));
+            assert_eq!(left.links[0].mode, Some(mode));
             let (xdp, [ingress, _]) = all_on(index_of("a"));
             programs.insert((xdp.map(|xdp| xdp.id), ingress));
             datapath.keep();
@@ -243,9 +243,9 @@ fn a_link_whose_interface_has_gone_is_dead_and_unpinned() {
     own_network::ip("link del dev a");
     let (mut datapath, left) = scratch.adopt();
     let state = LinkState::Dead(Missing::InterfaceGone);
-    assert_eq!(left.links, [KeptLink { index, xdp: None, guard: false, state }]);
+    assert_eq!(left.links, [KeptLink { index, mode: None, guard: false, state }]);
     assert_eq!(scratch.0.link_names().unwrap(), []);
-    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: false, guard: false });
+    assert_eq!(datapath.verify(index).unwrap(), Presence { program: false, guard: false });
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::NoSuchInterface { .. }), "{error:?}");
     datapath.detach(index).unwrap();
@@ -269,7 +269,7 @@ fn an_interface_in_another_namespace_is_let_go() {
     let (_datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
     assert_eq!(link.state, LinkState::Dead(Missing::InterfaceMoved));
-    assert_eq!((link.index, link.xdp, link.guard), (index, None, false));
+    assert_eq!((link.index, link.mode, link.guard), (index, None, false));
     assert_eq!(scratch.0.link_names().unwrap(), []);
     let output = Command::new("nsenter")
         .args(["--net", "-t", &other.id().to_string(), "ip", "link"])
@@ -291,7 +291,7 @@ fn another_s_program_in_the_place_of_ours_is_told_and_left() {
     let mut datapath = scratch.begin();
     carry(&mut datapath);
     sys::Link::open(&scratch.0.link(LinkName::Xdp(index))).unwrap().detach().unwrap();
-    assert!(!datapath.verify(index).unwrap().xdp);
+    assert!(!datapath.verify(index).unwrap().program);
     let mut theirs = theirs.begin();
     theirs.want(Mode::Generic).unwrap();
     let program = theirs.responder_fd(Mode::Generic).unwrap();
@@ -302,13 +302,13 @@ fn another_s_program_in_the_place_of_ours_is_told_and_left() {
     let (mut datapath, left) = scratch.adopt();
     let [link] = &left.links[..] else { panic!("{:?}", left.links) };
     assert_eq!(link.state, LinkState::Dead(Missing::Detached));
-    assert_eq!(link.xdp, None);
+    assert_eq!(link.mode, None);
     let error = datapath.attach(index, "a", Mode::Generic).unwrap_err();
     assert!(matches!(error, AttachError::OtherInstance { .. }), "{error:?}");
     assert_eq!(link_now(index).unwrap().unwrap().xdp, there);
     theirs.detach().unwrap();
     datapath.attach(index, "a", Mode::Generic).unwrap();
-    assert_eq!(datapath.verify(index).unwrap(), Presence { xdp: true, guard: true });
+    assert_eq!(datapath.verify(index).unwrap(), Presence { program: true, guard: true });
 }
 
 #[test]
