@@ -54,6 +54,12 @@ impl Netns {
         namespace
     }
 
+    /// The same one.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        Self { file: self.file.try_clone().expect("a descriptor") }
+    }
+
     /// Where other processes find it while this one lives.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()

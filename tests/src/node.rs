@@ -404,6 +404,12 @@ impl Events {
         self.lines.try_iter().map(|(read_ns, json)| Event { read_ns, json }).collect()
     }
 
+    /// The next one, waited for until `deadline`.
+    pub fn next(&self, deadline: Instant) -> Option<Event> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.lines.recv_timeout(left).ok().map(|(read_ns, json)| Event { read_ns, json })
+    }
+
     /// All that come until the daemon ends.
     pub fn rest(self) -> Vec<Event> {
         self.lines.iter().map(|(read_ns, json)| Event { read_ns, json }).collect()

@@ -14,7 +14,7 @@ mod setup;
 mod test;
 mod verifier;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -84,8 +84,17 @@ enum Task {
         #[arg(long)]
         accept: bool,
     },
-    /// Measure: nanoseconds per frame, and bulk TCP through the interface
-    Bench,
+    /// Measure all that has a target, side by side with what it is compared with, in up to ten minutes
+    Bench {
+        /// Only these rows: frame, rate, bulk, flood, memory, claim, defence, many, handover, idle
+        rows: Vec<String>,
+        /// One JSON document on standard output instead of tables
+        #[arg(long)]
+        json: bool,
+        /// Draw answers per second over the number of addresses, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+    },
     /// Write docs/configuration.md anew from the table that parses the file
     Reference,
     /// Format, clippy, rustdoc, and the dependency rules where cargo-deny is there
@@ -166,9 +175,17 @@ fn perform(yes: bool, task: Task) -> anyhow::Result<ExitCode> {
             setup::ensure(&[Set::Build, Set::Test, Set::Guests], yes)?;
             return test::verifier(&kernels, accept);
         }
-        Task::Bench => {
+        Task::Bench { rows, json, plot } => {
             setup::ensure(&[Set::Build, Set::Test], yes)?;
-            process::run(&mut process::as_root(build::benchmark()?, &[])?)?;
+            setup::ensure_peers(yes);
+            let mut arguments: Vec<OsString> = rows.into_iter().map(OsString::from).collect();
+            if json {
+                arguments.push("--json".into());
+            }
+            if let Some(plot) = plot {
+                arguments.extend(["--plot".into(), plot.into()]);
+            }
+            return Err(process::become_root(&build::benchmark()?, arguments));
         }
         Task::Reference => {
             setup::ensure(&[Set::Build], yes)?;

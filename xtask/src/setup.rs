@@ -6,6 +6,7 @@ use std::env;
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -26,6 +27,8 @@ pub(crate) enum Set {
     Demo,
     /// Tests and benchmarks: the demonstration's, and tools that check us from outside.
     Test,
+    /// What the program is compared with: programs of others that do part of the same work.
+    Bench,
     /// Other kernels: QEMU, and what makes a guest of them.
     Guests,
     /// Format and lints.
@@ -47,6 +50,7 @@ enum Cure {
     BpfLinker,
     Packages(&'static [&'static str]),
     UnpackedArping(Arping),
+    UnpackedPeer(Peer),
     RustupComponent(&'static str),
     CargoDeny,
     KernelModules,
@@ -107,6 +111,60 @@ impl Arping {
 /// Whether the libraries of an executable are there (a program unpacked from a package brings none along).
 fn is_loadable(path: &Path) -> bool {
     process::output(process::as_user("ldd").arg(path)).is_ok_and(|libraries| !libraries.contains("not found"))
+}
+
+/// Programs that hold or watch addresses. Their packages start them as services, so they are unpacked, never installed.
+#[derive(Clone, Copy)]
+enum Peer {
+    Keepalived,
+    Arpalert,
+}
+
+impl Peer {
+    const ALL: [Self; 2] = [Self::Keepalived, Self::Arpalert];
+
+    /// Of the package and of the program.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Keepalived => "keepalived",
+            Self::Arpalert => "arpalert",
+        }
+    }
+
+    /// The libraries that it takes, of which a machine with the tools for tests may lack some.
+    fn libraries(self) -> &'static [&'static str] {
+        match self {
+            Self::Keepalived => {
+                &["libglib2.0-0", "libmnl0", "libnftnl11", "libnl-3-200", "libnl-genl-3-200", "libsnmp40"]
+            }
+            Self::Arpalert => &["libpcap0.8"],
+        }
+    }
+
+    /// In the repository whatever the target directory, as the benchmark looks there.
+    fn folder(self) -> PathBuf {
+        process::repository().join("target/tools").join(self.name())
+    }
+
+    fn is_there(self) -> bool {
+        [self.folder(), "/".into()]
+            .into_iter()
+            .map(|root| root.join("usr/sbin").join(self.name()))
+            .any(|path| path.is_file() && is_loadable(&path))
+    }
+}
+
+/// Gets what the program is compared with. The benchmark goes on without, and says so.
+pub(crate) fn ensure_peers(yes: bool) {
+    if let Err(error) = ensure(&[Set::Bench], yes) {
+        eprintln!("warning: some rows are left out: {error:#}");
+    }
+}
+
+/// Runs a command that gets something, and insists on success. What it says is no result of the task that wants it, so it
+/// goes to standard error.
+fn run(command: &mut Command) -> Result<()> {
+    process::run(command.stdout(std::io::stderr()))
 }
 
 /// Makes sure that these sets are there: says what is missing, asks on a terminal, gets it, looks again.
@@ -204,6 +262,14 @@ fn look(sets: &[Set]) -> Vec<Missing> {
             });
         }
         missing.extend(look_at_kernel());
+    }
+    if sets.contains(&Set::Bench) {
+        let peers = Peer::ALL.into_iter().filter(|peer| !peer.is_there());
+        missing.extend(peers.map(|peer| Missing {
+            what: peer.name(),
+            why: "is measured beside us; never installed, as that would start it",
+            cure: Cure::UnpackedPeer(peer),
+        }));
     }
     if sets.contains(&Set::Guests) {
         let tools = GUEST_TOOLS.iter().filter(|(name, ..)| process::find(name).is_none());
@@ -345,6 +411,9 @@ impl Cure {
             Self::UnpackedArping(which) => {
                 format!("the package {}, unpacked into {}", which.package(), which.folder().display())
             }
+            Self::UnpackedPeer(peer) => {
+                format!("the package {}, unpacked into {}", peer.name(), peer.folder().display())
+            }
             Self::RustupComponent(component) => format!("`rustup component add {component}`"),
             Self::CargoDeny => "`cargo install cargo-deny` (some minutes)".into(),
             Self::KernelModules => "`modprobe --all veth bridge`".into(),
@@ -373,6 +442,7 @@ fn get(missing: Vec<Missing>) -> Result<()> {
             Cure::BpfCompiler
             | Cure::BpfLinker
             | Cure::UnpackedArping(_)
+            | Cure::UnpackedPeer(_)
             | Cure::RustupComponent(_)
             | Cure::CargoDeny
             | Cure::KernelModules
@@ -393,13 +463,13 @@ fn get(missing: Vec<Missing>) -> Result<()> {
             Cure::BpfCompiler => get_compiler(&mut apt)?,
             Cure::BpfLinker => get_linker(&mut apt)?,
             Cure::UnpackedArping(which) => apt.unpack_arping(which)?,
+            Cure::UnpackedPeer(peer) => apt.unpack_peer(peer)?,
             Cure::RustupComponent(component) => {
-                process::run(process::as_user("rustup").args(["component", "add", component]))?;
+                run(process::as_user("rustup").args(["component", "add", component]))?;
             }
-            Cure::CargoDeny => process::run(process::cargo().args(["install", "--locked", "cargo-deny"]))?,
+            Cure::CargoDeny => run(process::cargo().args(["install", "--locked", "cargo-deny"]))?,
             Cure::KernelModules => {
-                let modules =
-                    process::run(process::as_root("modprobe", &[])?.args(["--all", "veth", "bridge"]));
+                let modules = run(process::as_root("modprobe", &[])?.args(["--all", "veth", "bridge"]));
                 modules.context(
                     "this kernel has neither built in: tests and demonstration need another kernel",
                 )?;
@@ -420,7 +490,7 @@ fn get_compiler(apt: &mut Apt) -> Result<()> {
         "neither the distribution nor rustup offers a compiler with the source of core: install rustup, then run \
          `cargo xtask setup`"
     );
-    process::run(process::as_user("rustup").args([
+    run(process::as_user("rustup").args([
         "toolchain",
         "install",
         "nightly",
@@ -440,11 +510,11 @@ fn get_linker(apt: &mut Apt) -> Result<()> {
     if prefix.join("bin/llvm-config").exists() {
         let mut cargo = process::cargo();
         cargo.args(["install", "--locked", &crate_name, "--no-default-features", "--features", "llvm-22"]);
-        return process::run(cargo.env("LLVM_PREFIX", prefix));
+        return run(cargo.env("LLVM_PREFIX", prefix));
     }
     let binstall = process::find("cargo-binstall").is_some();
     let arguments: &[&str] = if binstall { &["binstall", "--no-confirm"] } else { &["install", "--locked"] };
-    process::run(process::cargo().args(arguments).arg(&crate_name)).with_context(|| {
+    run(process::cargo().args(arguments).arg(&crate_name)).with_context(|| {
         "bpf-linker is built against LLVM: install LLVM 22's or 23's development files, or cargo-binstall, which \
          fetches a finished one"
     })
@@ -466,7 +536,7 @@ fn get_qemu(apt: &mut Apt) -> Result<()> {
     let lists = Lists::of_qemu()?;
     let mut command = lists.apt_as_root("apt-get")?;
     command.args(["--quiet", "--yes", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", "--no-remove"]);
-    process::run(command.args(["--target-release=bookworm-backports", "install", QEMU]))
+    run(command.args(["--target-release=bookworm-backports", "install", QEMU]))
 }
 
 /// Debian's packages. The lists are read anew at most once, and only when something is not found in them.
@@ -478,7 +548,7 @@ struct Apt {
 impl Apt {
     fn update(&mut self) -> Result<()> {
         self.updated = true;
-        process::run(process::as_root("apt-get", &[])?.args(["--quiet", "update"]))
+        run(process::as_root("apt-get", &[])?.args(["--quiet", "update"]))
     }
 
     /// Whether there is such a package in a version that will do.
@@ -502,7 +572,7 @@ impl Apt {
             command
                 .args(["--quiet", "--yes", "--option=Dpkg::Use-Pty=0", "--no-install-recommends", "install"])
                 .args(packages);
-            match process::run(&mut command) {
+            match run(&mut command) {
                 Err(error) if self.updated => return Err(error),
                 Err(_) => self.update()?, // old lists name files that are gone
                 Ok(()) => return Ok(()),
@@ -524,15 +594,28 @@ impl Apt {
             Arping::Habets => self.install(&["libnet1"])?,
             Arping::Iputils => {}
         }
-        let directory = which.folder();
-        process::check(process::as_user("mkdir").arg("-p").arg(&directory))?;
-        process::run(
-            process::as_user("apt-get").args(["--quiet", "download", package]).current_dir(&directory),
-        )?;
-        for file in fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))? {
+        self.unpack(package, &which.folder())
+    }
+
+    /// Unpacks a package without installing it, and installs the libraries that it takes.
+    fn unpack_peer(&mut self, peer: Peer) -> Result<()> {
+        let package = peer.name();
+        ensure!(has_apt(), "this machine has no apt-get: install {package} by hand, without starting it");
+        ensure!(self.offers(package, |_| true)?, "no package {package} is offered here");
+        self.unpack(package, &peer.folder())?;
+        if !peer.is_there() {
+            self.install(peer.libraries())?;
+        }
+        Ok(())
+    }
+
+    fn unpack(&mut self, package: &str, directory: &Path) -> Result<()> {
+        process::check(process::as_user("mkdir").arg("-p").arg(directory))?;
+        run(process::as_user("apt-get").args(["--quiet", "download", package]).current_dir(directory))?;
+        for file in fs::read_dir(directory).with_context(|| format!("reading {}", directory.display()))? {
             let path = file?.path();
             if path.extension().is_some_and(|extension| extension == "deb") {
-                process::run(process::as_user("dpkg-deb").arg("-x").arg(&path).arg(&directory))?;
+                run(process::as_user("dpkg-deb").arg("-x").arg(&path).arg(directory))?;
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
             }
         }

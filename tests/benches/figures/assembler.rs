@@ -1,4 +1,5 @@
-//! The reference program's instructions, written by hand: independent of our code and of any compiler's.
+//! Instructions written by hand, for the reference programs and what drives them: independent of our code and of any
+//! compiler's.
 
 /// Registers: r0 result, r1–r5 arguments and scratch, r6–r9 kept over calls, r10 frame of the stack.
 pub(crate) type Register = u8;
@@ -11,10 +12,12 @@ pub(crate) enum Width {
     Eight = 0x18,
 }
 
-/// `BPF_FUNC_map_lookup_elem` of linux/bpf.h.
+/// `BPF_FUNC_map_lookup_elem` and `BPF_FUNC_redirect` of linux/bpf.h.
 pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
+pub(crate) const REDIRECT: i32 = 23;
 
 /// Actions of linux/bpf.h.
+pub(crate) const XDP_DROP: i32 = 1;
 pub(crate) const XDP_PASS: i32 = 2;
 pub(crate) const XDP_TX: i32 = 3;
 
@@ -51,6 +54,41 @@ impl Program {
     /// `to >>= bits`
     pub(crate) fn shift_right(&mut self, to: Register, bits: i32) -> &mut Self {
         self.add(0x77, to, 0, 0, bits)
+    }
+
+    /// `to <<= bits`
+    pub(crate) fn shift_left(&mut self, to: Register, bits: i32) -> &mut Self {
+        self.add(0x67, to, 0, 0, bits)
+    }
+
+    /// `to += from`
+    pub(crate) fn plus_register(&mut self, to: Register, from: Register) -> &mut Self {
+        self.add(0x0f, to, from, 0, 0)
+    }
+
+    /// `to *= from`
+    pub(crate) fn times(&mut self, to: Register, from: Register) -> &mut Self {
+        self.add(0x2f, to, from, 0, 0)
+    }
+
+    /// `to &= value`
+    pub(crate) fn and(&mut self, to: Register, value: i32) -> &mut Self {
+        self.add(0x57, to, 0, 0, value)
+    }
+
+    /// `to |= value`
+    pub(crate) fn or(&mut self, to: Register, value: i32) -> &mut Self {
+        self.add(0x47, to, 0, 0, value)
+    }
+
+    /// The lower 32 bits of `to`, turned from host into network order.
+    pub(crate) fn network_order(&mut self, to: Register) -> &mut Self {
+        self.add(0xdc, to, 0, 0, 32)
+    }
+
+    /// `*(to + offset) = value`
+    pub(crate) fn put(&mut self, width: Width, to: Register, offset: i16, value: i32) -> &mut Self {
+        self.add(0x62 | width as u8, to, 0, offset, value)
     }
 
     /// `to = *(from + offset)`
@@ -110,7 +148,12 @@ impl Program {
 
     /// Ends with this action.
     pub(crate) fn act(&mut self, action: i32) -> &mut Self {
-        self.set(0, action).add(0x95, 0, 0, 0, 0)
+        self.set(0, action).leave()
+    }
+
+    /// Ends with what is in r0.
+    pub(crate) fn leave(&mut self) -> &mut Self {
+        self.add(0x95, 0, 0, 0, 0)
     }
 
     /// Adds the way out, with its action, and gives the instructions.

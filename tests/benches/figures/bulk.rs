@@ -5,55 +5,54 @@ use std::{
     time::Duration,
 };
 
-use arpwarden_common::net::MacAddr;
 use arpwarden_tests::{
-    netns::{Host, Netns, ip},
+    figures::{
+        stats::{Spread, in_turn, ratios},
+        table::{Row, Section, Target},
+    },
+    netns::Host,
     node::Node,
     wait_for,
 };
 use serde_json::Value;
 
-use crate::report::Figure;
+use crate::lane::cable;
 
-/// Runs of each mode, in turn.
+/// Runs of each mode.
 const ROUNDS: usize = 5;
 /// Seconds of one run: long enough for the window to open, short enough for twenty of them.
 const SECONDS: &str = "2";
+/// `none` is without a program.
+const MODES: [&str; 4] = ["none", "auto", "generic", "native"];
 
-/// Gbit/s without a program, and in each mode.
-pub(crate) fn measure() -> [(&'static str, Figure); 4] {
-    let (node, peer) = cable();
-    let mut figures = ["none", "tc", "generic", "native"].map(|mode| (mode, Vec::with_capacity(ROUNDS)));
-    for _ in 0..ROUNDS {
-        for (mode, speeds) in &mut figures {
-            let _daemon =
-                (*mode != "none").then(|| Node::start_with(&node, &["--iface", "eth0", "--attach", mode]));
-            speeds.push(gigabits(&node, &peer));
+/// Measures.
+pub(crate) fn measure() -> Section {
+    let (node, peer) = cable(1);
+    let mut picked = String::new();
+    let runs = in_turn(ROUNDS, MODES.len(), |mode| {
+        let mode = MODES[mode];
+        let daemon =
+            (mode != "none").then(|| Node::start_with(&node, &["--iface", "eth0", "--attach", mode]));
+        if let Some(daemon) = daemon.as_ref().filter(|_| mode == "auto") {
+            let status = daemon.status();
+            picked = status["interfaces"][0]["attach_mode"].as_str().expect("a mode").to_owned();
+        }
+        gigabits(&node, &peer)
+    });
+    let mut rows = Vec::new();
+    for (mode, speeds) in MODES.into_iter().zip(&runs) {
+        let name = if mode == "auto" { format!("{picked}, which auto picks here") } else { mode.into() };
+        rows.push(Row::new(format!("{name}, speed"), "Gbit/s", Spread::of(speeds)));
+        if mode != "none" {
+            let row = Row::new(format!("{name}, over none"), "", Spread::of(&ratios(speeds, &runs[0])));
+            rows.push(if mode == "auto" { row.target(Target::AtLeast(0.95)) } else { row });
         }
     }
-    figures.map(|(mode, speeds)| (mode, Figure::of(speeds)))
-}
-
-/// Two hosts at the ends of one cable, nothing on it: a program at the far end would cost as well.
-fn cable() -> (Host, Host) {
-    let host = |number: u8| Host {
-        ns: Netns::new(),
-        mac: MacAddr::new([0x02, 0xaa, 0, 0, 0, number]),
-        ip: ip(number),
-        port: "eth0".into(),
-    };
-    let (node, peer) = (host(1), host(2));
-    let far = peer.ns.path();
-    node.ns.ip(&format!(
-        "link add eth0 address {} type veth peer name eth0 address {} netns {}",
-        node.mac,
-        peer.mac,
-        far.display()
-    ));
-    for end in [&node, &peer] {
-        end.ns.ip(&format!("link set eth0 up\naddress add {}/24 dev eth0", end.ip));
+    Section {
+        name: "bulk",
+        about: "TCP by iperf3 into an interface with the daemon on it, veth, MTU 1500, offloads as they are",
+        rows,
     }
-    (node, peer)
 }
 
 fn gigabits(node: &Host, peer: &Host) -> f64 {

@@ -4,48 +4,56 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use arpwarden_tests::{
     asks::sent_as,
+    figures::{
+        stats::{Spread, percentile},
+        table::{Row, Section, Target},
+    },
     ms,
     netns::{Net, stranger},
     node::Node,
-    wait_for,
     wire::{announcement, bytes},
 };
 
-/// Claims of each way: the second highest is p99.
-const CLAIMS: u16 = 200;
+use crate::many::{all_online, lines};
 
-/// Microseconds of a way's claims.
-pub(crate) struct Took {
-    pub(crate) p50: f64,
-    pub(crate) p99: f64,
-    pub(crate) longest: f64,
-}
+/// Claims in a run: the second highest is p99. Each is for an address of its own, because none is defended twice in
+/// DEFEND_INTERVAL.
+const CLAIMS: usize = 100;
+/// Runs with the daemon alive, and as many with it standing still.
+const ROUNDS: usize = 3;
 
-/// With the daemon alive, and with the daemon standing still: the program defends in both cases. Each claim is for an
-/// address of its own, because none is defended twice in DEFEND_INTERVAL.
-pub(crate) fn measure() -> [(&'static str, Took); 2] {
+/// Measures.
+pub(crate) fn measure() -> Section {
     let net = Net::new(2);
     let node = Node::start(net.host(0));
-    let addresses: Vec<Ipv4Addr> =
-        (1..=2 * CLAIMS).map(|n| Ipv4Addr::from(0x0a08_0000 + u32::from(n))).collect();
-    let lines: String = addresses.iter().map(|address| format!("{address}/32\n")).collect();
-    node.cli_with_input(&["online", "-", "--iface", "eth0"], &lines).expect(0);
-    wait_for("all plans to be over", Duration::from_secs(20), || {
-        let status = node.status();
-        let entries = status["addresses"].as_array().expect("addresses");
-        entries.iter().all(|entry| entry["state"] == "online").then_some(())
-    });
-    let (alive, still) = addresses.split_at(CLAIMS.into());
-    let with_daemon = claim_all(&net, &node, alive);
-    node.freeze();
-    let without = claim_all(&net, &node, still);
+    let count = u32::try_from(2 * ROUNDS * CLAIMS).expect("some hundreds");
+    let addresses: Vec<Ipv4Addr> = crate::references::addresses(count).collect();
+    node.cli_with_input(&["online", "-", "--iface", "eth0"], &lines(&addresses)).expect(0);
+    all_online(&node, addresses.len());
+    let mut runs = addresses.chunks_exact(CLAIMS);
+    let mut rows = Vec::new();
+    for (way, still) in [("daemon alive", false), ("daemon standing still", true)] {
+        if still {
+            node.freeze();
+        }
+        let took: Vec<Vec<f64>> =
+            runs.by_ref().take(ROUNDS).map(|addresses| claim_all(&net, &node, addresses)).collect();
+        let of = |percent| -> Vec<f64> { took.iter().map(|took| percentile(took, percent)).collect() };
+        rows.push(Row::new(format!("{way}, p50"), "µs", Spread::of(&of(50))));
+        let p99 = Row::new(format!("{way}, p99"), "µs", Spread::of(&of(99)));
+        rows.push(p99.target(Target::AtMost(50.0)));
+    }
     node.signal(libc::SIGCONT);
-    [("daemon alive", with_daemon), ("daemon standing still", without)]
+    Section {
+        name: "defence",
+        about: "claim on the wire to defence on the wire, both as the far end of the node's cable sees them; native",
+        rows,
+    }
 }
 
-fn claim_all(net: &Net, node: &Node<'_>, addresses: &[Ipv4Addr]) -> Took {
+fn claim_all(net: &Net, node: &Node<'_>, addresses: &[Ipv4Addr]) -> Vec<f64> {
     let (wire, tap, claimant) = (net.host(1).wire(), net.tap(0), stranger(1));
-    let mut took: Vec<f64> = addresses
+    addresses
         .iter()
         .map(|&address| {
             wire.send(&bytes(&announcement(claimant, address)));
@@ -55,8 +63,5 @@ fn claim_all(net: &Net, node: &Node<'_>, addresses: &[Ipv4Addr]) -> Took {
             let (claim, defence) = claim.zip(seen.last()).expect("the claim comes before its defence");
             Duration::from_nanos(defence.boot_ns.saturating_sub(claim.boot_ns)).as_secs_f64() * 1e6
         })
-        .collect();
-    took.sort_by(f64::total_cmp);
-    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
-    Took { p50: at(50), p99: at(99), longest: at(100) }
+        .collect()
 }
