@@ -518,11 +518,6 @@ impl ProgramArray {
     }
 }
 
-/// A hash map with one entry.
-pub fn hash_map_with(key: &[u8], value: &[u8]) -> OwnedFd {
-    map_with(bpf::MAP_TYPE_HASH, key, value)
-}
-
 fn map_with(map_type: u32, key: &[u8], value: &[u8]) -> OwnedFd {
     let size = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a small entry");
     let create = MapCreate { map_type, key_size: size(key), value_size: size(value), max_entries: 1 };

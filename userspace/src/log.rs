@@ -7,6 +7,10 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::LogLevel;
 
+/// Lines that may wait for standard error: two of each of 4,096 addresses that change at once. Room for them is taken at
+/// the start, 32 bytes each (the default of 128,000 lines took 4 MB).
+const LINES: usize = 8_192;
+
 /// Starts logging to standard error and returns the level of the program's messages for aya-log: 0 off to 5 trace.
 ///
 /// `verbose` is the number of `-v`; RUST_LOG goes before it, and it goes before what is `configured`. Lines are written by a thread of their own, and
@@ -32,7 +36,11 @@ pub fn start(verbose: u8, configured: LogLevel) -> anyhow::Result<(WorkerGuard, 
         Ok(_) | Err(_) => EnvFilter::new(format!("warn,arpwarden={own}")),
     };
     let level = program_level(&filter);
-    let (writer, guard) = NonBlockingBuilder::default().lossy(true).thread_name("log").finish(io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES)
+        .thread_name("log")
+        .finish(io::stderr());
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     tracing_subscriber::registry()
         .with(filter)
