@@ -107,6 +107,8 @@ fn report_means_that_it_is_answered_on_and_not_put_back() {
     event(&events, "address_removed", address);
     let state = node.state(address).expect("managed");
     assert!(["announcing", "online"].contains(&state.as_str()), "{state}");
+    // What it says now is an answer: it announces nothing any more.
+    node.wait_for_state(address, "online", 2 * SOON);
     assert_eq!(ask(&net, 0, address).len(), 1);
     assert!(!has_address(&node.host.ns, address));
     assert_eq!(by_others(&node), ["address_removed"]);
