@@ -2,17 +2,13 @@
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::Duration,
 };
 
 use arpwarden_common::{net::MacAddr, wire::arp::REPLY};
 
 use crate::{
+    background::Background,
     ms,
     netns::{Host, Net, PREFIX, ip, stranger, unique},
     wire::{Captured, Wire, bytes, marker, request},
@@ -77,10 +73,7 @@ pub fn speak_as(net: &Net, host: usize, address: Ipv4Addr) -> Vec<Captured> {
 
 /// Asks for an address all the time and counts the answers.
 #[derive(Debug)]
-pub struct Asking {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Answered>>,
-}
+pub struct Asking(Background<Answered>);
 
 /// What became of the questions of an [`Asking`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -99,11 +92,9 @@ impl Asking {
     /// Begins, from the host's `eth0`: one question after the other, each waited for.
     pub fn start(host: &Host, address: Ipv4Addr, owner: MacAddr) -> Self {
         let (wire, mac) = (host.wire(), host.mac);
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        Self(Background::start(move |ended| {
             let mut answered = Answered::default();
-            while !told.load(Ordering::Relaxed) {
+            while !ended.now() {
                 // The asker's address tells the answers apart.
                 let [high, low] = u16::try_from(answered.asked % 0xffff).expect("16 bits").to_be_bytes();
                 let from = Ipv4Addr::new(10, 200, high, low);
@@ -132,20 +123,11 @@ impl Asking {
                 }
             }
             answered
-        });
-        Self { stop, thread: Some(thread) }
+        }))
     }
 
     /// Ends it.
-    pub fn stop(mut self) -> Answered {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("not stopped yet");
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub fn stop(self) -> Answered {
+        self.0.stop()
     }
 }

@@ -86,6 +86,44 @@ impl ProgLoad {
     }
 }
 
+/// Attributes of [`PROG_TEST_RUN`], and what comes of it. What an older kernel does not know has to be zero.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct TestRun {
+    pub(crate) prog_fd: u32,
+    /// What the program returned.
+    pub(crate) retval: u32,
+    pub(crate) data_size_in: u32,
+    /// Room for the frame afterwards, then its length.
+    pub(crate) data_size_out: u32,
+    pub(crate) data_in: u64,
+    pub(crate) data_out: u64,
+    pub(crate) repeat: u32,
+    /// Nanoseconds of a run on average.
+    pub(crate) duration: u32,
+    pub(crate) ctx_size_in: u32,
+    pub(crate) ctx_size_out: u32,
+    pub(crate) ctx_in: u64,
+    pub(crate) ctx_out: u64,
+    pub(crate) flags: u32,
+    pub(crate) cpu: u32,
+    /// Linux 5.18.
+    pub(crate) batch_size: u32,
+    pub(crate) pad: u32,
+}
+
+impl TestRun {
+    /// Of a program on a frame, which has to live as long.
+    pub(crate) fn of(program: BorrowedFd<'_>, frame: &[u8]) -> Self {
+        Self {
+            prog_fd: program.as_raw_fd().cast_unsigned(),
+            data_size_in: u32::try_from(frame.len()).expect("a short frame"),
+            data_in: frame.as_ptr().addr() as u64,
+            ..Self::default()
+        }
+    }
+}
+
 /// Attributes of [`MAP_CREATE`].
 #[repr(C)]
 pub(crate) struct MapCreate {

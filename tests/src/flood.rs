@@ -5,9 +5,8 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
-    thread::JoinHandle,
     time::Duration,
 };
 
@@ -17,6 +16,7 @@ use arpwarden_common::{
 };
 
 use crate::{
+    background::Background,
     ms,
     netns::{Host, ip},
     wire::{Captured, Wire, bytes, request},
@@ -47,9 +47,8 @@ pub fn ask(wire: &Wire, address: Ipv4Addr) -> Asked {
 /// Requests under way, for each of some addresses in turn.
 #[derive(Debug)]
 pub struct Flood<const TAPS: usize> {
-    end: Arc<AtomicBool>,
     sent: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<Flooded<TAPS>>>,
+    work: Background<Flooded<TAPS>>,
 }
 
 /// What became of a flood: the requests, and what the taps have seen so far.
@@ -73,14 +72,13 @@ impl<const TAPS: usize> Flood<TAPS> {
     /// fits into a socket.
     pub fn start(host: &Host, addresses: &[Ipv4Addr], gap: Duration, taps: [Wire; TAPS]) -> Self {
         let (wire, addresses) = (host.wire(), addresses.to_vec());
-        let end = Arc::new(AtomicBool::new(false));
         let sent = Arc::new(AtomicUsize::new(0));
-        let (ended, so_far) = (Arc::clone(&end), Arc::clone(&sent));
-        let thread = std::thread::spawn(move || {
+        let so_far = Arc::clone(&sent);
+        let work = Background::start(move |ended| {
             let mut taps = taps.map(|wire| Tapped { wire, seen: Vec::new() });
             let mut asked = Vec::new();
             for address in addresses.iter().cycle() {
-                if ended.load(Ordering::Relaxed) {
+                if ended.now() {
                     break;
                 }
                 asked.push(ask(&wire, *address));
@@ -94,7 +92,7 @@ impl<const TAPS: usize> Flood<TAPS> {
             }
             Flooded { asked, taps }
         });
-        Self { end, sent, thread: Some(thread) }
+        Self { sent, work }
     }
 
     /// How many requests were sent so far.
@@ -103,20 +101,8 @@ impl<const TAPS: usize> Flood<TAPS> {
     }
 
     /// Ends it. All that it sent is on its way then; [`Tapped::settled`] waits until it was acted on.
-    pub fn stop(mut self) -> Flooded<TAPS> {
-        self.end.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("not stopped yet");
-        thread.join().expect("sending does not fail")
-    }
-}
-
-impl<const TAPS: usize> Drop for Flood<TAPS> {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A test that fails has said why.
-            drop(thread.join());
-        }
+    pub fn stop(self) -> Flooded<TAPS> {
+        self.work.stop()
     }
 }
 

@@ -4,6 +4,7 @@
 //! Everything panics instead of returning errors: it runs in tests only.
 
 pub mod asks;
+pub mod background;
 mod bpf;
 pub mod cards;
 pub mod chaos;

@@ -4,15 +4,10 @@
 use std::{
     io, mem,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crate::{bpf, netns::Netns};
+use crate::{background::Background, bpf, netns::Netns};
 
 /// `BPF_MAP_LOOKUP_ELEM` and `BPF_F_TEST_XDP_LIVE_FRAMES` of linux/bpf.h.
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -90,43 +85,12 @@ impl AsFd for Table {
 /// # Panics
 /// If the kernel refuses.
 pub fn run_live(program: BorrowedFd<'_>, frames: u32) {
-    #[repr(C)]
-    struct TestRun {
-        prog_fd: u32,
-        retval: u32,
-        data_size_in: u32,
-        data_size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch_size: u32,
-        pad: u32,
-    }
     let frame = [0_u8; FRAME as usize];
-    let mut run = TestRun {
-        prog_fd: program.as_raw_fd().cast_unsigned(),
-        retval: 0,
-        data_size_in: FRAME,
-        data_size_out: 0,
-        data_in: frame.as_ptr().addr() as u64,
-        data_out: 0,
+    let mut run = bpf::TestRun {
         repeat: frames,
-        duration: 0,
-        ctx_size_in: 0,
-        ctx_size_out: 0,
-        ctx_in: 0,
-        ctx_out: 0,
         flags: LIVE_FRAMES,
-        cpu: 0,
         batch_size: BATCH,
-        pad: 0,
+        ..bpf::TestRun::of(program, &frame)
     };
     bpf::call(bpf::PROG_TEST_RUN, &mut run)
         .unwrap_or_else(|error| panic!("live frames (Linux 5.18, root): {error}"));
@@ -157,10 +121,7 @@ pub fn pin_to(cpu: usize) {
 
 /// Frames under way, from a thread of their own.
 #[derive(Debug)]
-pub struct Stream {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Streamed>>,
-}
+pub struct Stream(Background<Streamed>);
 
 /// What a stream has sent.
 #[derive(Clone, Copy, Debug)]
@@ -189,14 +150,12 @@ impl Stream {
         at_most: Duration,
     ) -> Self {
         let program = program.try_clone().expect("a descriptor");
-        let (end, begun) = (Arc::new(AtomicBool::new(false)), Instant::now());
-        let ended = Arc::clone(&end);
-        let ns = ns.handle();
-        let thread = std::thread::spawn(move || {
+        let (begun, ns) = (Instant::now(), ns.handle());
+        Self(Background::start(move |ended| {
             ns.enter(|| {
                 pin_to(cpu);
                 let (mut frames, mut due) = (0, begun);
-                while !ended.load(Ordering::Relaxed) && begun.elapsed() < at_most {
+                while !ended.now() && begun.elapsed() < at_most {
                     run_live(program.as_fd(), burst);
                     frames += u64::from(burst);
                     due += every;
@@ -204,24 +163,11 @@ impl Stream {
                 }
                 Streamed { frames, took: begun.elapsed() }
             })
-        });
-        Self { end, thread: Some(thread) }
+        }))
     }
 
     /// Ends it.
-    pub fn stop(mut self) -> Streamed {
-        self.end.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("not stopped yet");
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // Whoever is interested in how it ended has called `stop`.
-            drop(thread.join());
-        }
+    pub fn stop(self) -> Streamed {
+        self.0.stop()
     }
 }

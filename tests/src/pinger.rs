@@ -4,35 +4,25 @@ use std::{
     io, mem,
     net::Ipv4Addr,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use crate::{netns::Netns, wire::boot_ns};
+use crate::{background::Background, netns::Netns, wire::boot_ns};
 
 /// An echo request goes out this often.
 const EVERY: Duration = Duration::from_millis(1);
 
 /// Echo requests under way.
 #[derive(Debug)]
-pub struct Pinger {
-    end: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Vec<u64>>>,
-}
+pub struct Pinger(Background<Vec<u64>>);
 
 impl Pinger {
     /// Begins, from a namespace.
     pub fn start(ns: &Netns, to: Ipv4Addr) -> Self {
         let socket = ns.enter(|| Socket::open(to));
-        let end = Arc::new(AtomicBool::new(false));
-        let ended = Arc::clone(&end);
-        let thread = std::thread::spawn(move || {
+        Self(Background::start(move |ended| {
             let (mut answered_ns, mut due, mut sequence) = (Vec::new(), Instant::now(), 0_u16);
-            while !ended.load(Ordering::Relaxed) {
+            while !ended.now() {
                 socket.ask(sequence);
                 sequence = sequence.wrapping_add(1);
                 due += EVERY;
@@ -43,25 +33,12 @@ impl Pinger {
                 }
             }
             answered_ns
-        });
-        Self { end, thread: Some(thread) }
+        }))
     }
 
     /// Ends it, and returns when the answers came: CLOCK_BOOTTIME in nanoseconds.
-    pub fn stop(mut self) -> Vec<u64> {
-        self.end.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().expect("not stopped yet");
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl Drop for Pinger {
-    fn drop(&mut self) {
-        self.end.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // Whoever is interested in how it ended has called `stop`.
-            drop(thread.join());
-        }
+    pub fn stop(self) -> Vec<u64> {
+        self.0.stop()
     }
 }
 

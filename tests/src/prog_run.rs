@@ -537,35 +537,12 @@ fn load_for_tc(name: &str, instructions: &[[u8; 8]]) -> OwnedFd {
 
 /// How the last frame came out, and the mean time of a run in nanoseconds, which the kernel rounds down.
 fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> (Ran, f64) {
-    #[repr(C)]
-    struct TestRun {
-        prog_fd: u32,
-        retval: u32,
-        data_size_in: u32,
-        data_size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-    }
     let mut out = [0_u8; MAX_FRAME];
-    let mut run = TestRun {
-        prog_fd: program.as_raw_fd().cast_unsigned(),
-        retval: 0,
-        data_size_in: u32::try_from(frame.len()).expect("a short frame"),
+    let mut run = bpf::TestRun {
         data_size_out: u32::try_from(out.len()).expect("a short frame"),
-        data_in: frame.as_ptr().addr() as u64,
         data_out: out.as_mut_ptr().expose_provenance() as u64,
         repeat,
-        duration: 0,
-        ctx_size_in: 0,
-        ctx_size_out: 0,
-        ctx_in: 0,
-        ctx_out: 0,
+        ..bpf::TestRun::of(program, frame)
     };
     bpf::call(bpf::PROG_TEST_RUN, &mut run).expect("a run on a frame (needs root)");
     let length = usize::try_from(run.data_size_out).expect("a frame's length");

@@ -13,7 +13,7 @@ pub(crate) enum Width {
 }
 
 /// `BPF_FUNC_map_lookup_elem` and `BPF_FUNC_redirect` of linux/bpf.h.
-pub(crate) const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_LOOKUP_ELEM: i32 = 1;
 pub(crate) const REDIRECT: i32 = 23;
 
 /// Actions of linux/bpf.h.
@@ -144,6 +144,18 @@ impl Program {
     pub(crate) fn leave_if_null(&mut self, left: Register) -> &mut Self {
         self.jumps.push(self.code.len());
         self.add(0x15, left, 0, 0, 0)
+    }
+
+    /// r7: the frame, r8: its end. Leaves if it is shorter than `length`.
+    pub(crate) fn frame_of(&mut self, length: i32) -> &mut Self {
+        // xdp_md.data and xdp_md.data_end.
+        self.load(Width::Four, 7, 1, 0).load(Width::Four, 8, 1, 4);
+        self.copy(1, 7).plus(1, length).leave_if_above(1, 8)
+    }
+
+    /// r0: the value of the map for the key that is on the stack at −4. Leaves if there is none.
+    pub(crate) fn look_up(&mut self, map: i32) -> &mut Self {
+        self.set_map(1, map).copy(2, 10).plus(2, -4).call(MAP_LOOKUP_ELEM).leave_if_null(0)
     }
 
     /// Ends with this action.

@@ -7,7 +7,7 @@ use std::{
 
 use arpwarden_tests::{live::Table, prog_run::load_instructions};
 
-use crate::assembler::{MAP_LOOKUP_ELEM, Program, REDIRECT, Width, XDP_DROP, XDP_PASS, XDP_TX};
+use crate::assembler::{Program, REDIRECT, Width, XDP_DROP, XDP_PASS, XDP_TX};
 
 /// The first of the addresses that are measured with.
 const FIRST: u32 = 0x0a40_0000; // 10.64.0.0
@@ -41,11 +41,7 @@ pub(crate) fn least_responder(
     }
     // Offsets of RFC 826 behind an Ethernet header of 14 bytes.
     let program = Program::default()
-        .load(Width::Four, 7, 1, 0) // xdp_md.data
-        .load(Width::Four, 8, 1, 4) // xdp_md.data_end
-        .copy(1, 7)
-        .plus(1, 42)
-        .leave_if_above(1, 8)
+        .frame_of(42)
         .load(Width::Two, 1, 7, 12)
         .leave_unless(1, i32::from(0x0806_u16.to_be()))
         .load(Width::Eight, 1, 7, 14)
@@ -53,11 +49,7 @@ pub(crate) fn least_responder(
         .leave_unless_same(1, 2)
         .load(Width::Four, 9, 7, 38) // target address
         .store(Width::Four, 10, -4, 9)
-        .set_map(1, map.as_fd().as_raw_fd())
-        .copy(2, 10)
-        .plus(2, -4)
-        .call(MAP_LOOKUP_ELEM)
-        .leave_if_null(0)
+        .look_up(map.as_fd().as_raw_fd())
         .load(Width::Eight, 3, 0, 0) // our MAC
         .copy(4, 3)
         .shift_right(4, 32)
@@ -94,21 +86,13 @@ impl Sink {
     pub(crate) fn counting(operation: u16) -> Self {
         let count = Table::array(8, 1);
         let program = Program::default()
-            .load(Width::Four, 7, 1, 0)
-            .load(Width::Four, 8, 1, 4)
-            .copy(1, 7)
-            .plus(1, 42)
-            .leave_if_above(1, 8)
+            .frame_of(42)
             .load(Width::Two, 1, 7, 12)
             .leave_unless(1, i32::from(0x0806_u16.to_be()))
             .load(Width::Two, 1, 7, 20)
             .leave_unless(1, i32::from(operation.to_be()))
             .put(Width::Four, 10, -4, 0)
-            .set_map(1, count.as_fd().as_raw_fd())
-            .copy(2, 10)
-            .plus(2, -4)
-            .call(MAP_LOOKUP_ELEM)
-            .leave_if_null(0)
+            .look_up(count.as_fd().as_raw_fd())
             // One CPU at a time comes here, so that nothing needs to be atomic.
             .load(Width::Eight, 1, 0, 0)
             .plus(1, 1)
@@ -146,17 +130,9 @@ impl Generator {
         let state = Table::array(8, 1);
         let mut program = Program::default();
         program
-            .load(Width::Four, 7, 1, 0)
-            .load(Width::Four, 8, 1, 4)
-            .copy(1, 7)
-            .plus(1, 60)
-            .leave_if_above(1, 8)
+            .frame_of(60)
             .put(Width::Four, 10, -4, 0)
-            .set_map(1, state.as_fd().as_raw_fd())
-            .copy(2, 10)
-            .plus(2, -4)
-            .call(MAP_LOOKUP_ELEM)
-            .leave_if_null(0)
+            .look_up(state.as_fd().as_raw_fd())
             // A linear congruential generator (Knuth, MMIX): random enough to be beyond any cache's guess, and cheap.
             .load(Width::Eight, 6, 0, 0)
             .set_wide(2, 6_364_136_223_846_793_005)

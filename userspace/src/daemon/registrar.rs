@@ -116,12 +116,10 @@ async fn register(netlink: &Netlink, state: &StateFile, entries: &[&Registered])
     let mut added = netlink.add_addresses(&places).await.into_iter();
     let mut results = Vec::with_capacity(entries.len());
     for (entry, written) in entries.iter().zip(written) {
-        let result = match written {
-            Ok(()) => {
-                added.next().unwrap_or(Ok(())).map_err(|error| format!("{:#}", anyhow::Error::from(error)))
-            }
-            Err(why) => Err(why),
-        };
+        let result = written.and_then(|()| match added.next() {
+            Some(added) => added.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
+            None => Err("the kernel was not asked for it".to_owned()),
+        });
         if result.is_err() {
             strike_out(state, entry);
         }

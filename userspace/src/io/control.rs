@@ -192,8 +192,12 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
                 match reply {
                     Reply::Line(response) => text.extend(line(&response)),
                     Reply::Events { recent, follow } => {
-                        for event in recent {
-                            text.extend(line(&Response::Event { event }));
+                        for events in recent.chunks(LINES_AT_ONCE) {
+                            for event in events {
+                                text.extend(line(&Response::Event { event: Arc::clone(event) }));
+                            }
+                            write(&mut writer, &text).await?;
+                            text.clear();
                         }
                         if let Some(follow) = follow {
                             write(&mut writer, &text).await?;

@@ -230,20 +230,6 @@ impl Netlink {
         results
     }
 
-    /// [`Netlink::add_addresses`] of one.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn add_address(
-        &self,
-        index: u32,
-        address: Ipv4Addr,
-        prefix_length: u8,
-    ) -> Result<(), AddressError> {
-        let place = Place { index, address, prefix_length };
-        self.add_addresses(&[place]).await.pop().unwrap_or(Ok(()))
-    }
-
     /// Takes exactly this address with this prefix off an interface; done already if it isn't there. Other addresses
     /// stay, though the kernel would take those along that were added after it in the same subnet.
     ///
@@ -840,6 +826,18 @@ mod tests {
 
     fn address(number: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 0, 2, number)
+    }
+
+    impl Netlink {
+        /// [`Netlink::add_addresses`] of one.
+        async fn add_address(
+            &self,
+            index: u32,
+            address: Ipv4Addr,
+            prefix_length: u8,
+        ) -> Result<(), AddressError> {
+            self.add_addresses(&[Place { index, address, prefix_length }]).await.remove(0)
+        }
     }
 
     async fn here(netlink: &Netlink) -> BTreeSet<(Ipv4Addr, u8)> {
