@@ -10,11 +10,13 @@ use crate::{
 };
 
 /// Version of the layouts in this module.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
-/// Addresses that the maps can hold; registration is refused beyond it. 16,384 slots of 32 + 304 + 16 bytes a
-/// CPU take 5.8 MiB on two CPUs, allocated once.
-pub const MAX_ADDRESSES: u32 = 16_384;
+/// Addresses that the maps hold unless another capacity is asked for; registration is refused beyond it. 16,384 of
+/// 128 + 56 + 8 bytes and 16 bytes a CPU take 3.5 MiB on two CPUs, allocated once.
+pub const DEFAULT_CAPACITY: u32 = 16_384;
+/// The most addresses that maps can be made for: an entry of [`crate::index`] has 20 bits for a slot.
+pub const MAX_CAPACITY: u32 = (1 << 20) - 1;
 /// Groups of addresses, the one that stands for none included.
 pub const MAX_GROUPS: u32 = 1_024;
 /// Interfaces, bond members included, that can carry the program.
@@ -29,7 +31,7 @@ pub const MAX_CLAIMANTS: u32 = 65_536;
 /// Bytes of the event ring: 4,096 events of 56 + 8 bytes, all that 64 flooded addresses may report at once.
 pub const RING_BYTES: u32 = 256 * 1024;
 
-/// Key of [`crate::names::ADDRESSES`].
+/// A managed address, as [`crate::index`] finds it and its [`Slot`] repeats it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(C)]
 pub struct AddressKey {
@@ -41,6 +43,22 @@ pub struct AddressKey {
     pub address: Ipv4,
 }
 const _: () = assert!(size_of::<AddressKey>() == 12);
+
+impl AddressKey {
+    /// Interface and tags as they are one after the other in memory, and the address likewise.
+    #[inline(always)]
+    pub const fn words(&self) -> (u64, u32) {
+        let Vlan { outer, inner } = self.vlan;
+        let vlan = joined(outer as u64, inner as u64, 16);
+        (joined(self.interface as u64, vlan, 32), u32::from_ne_bytes(self.address.octets()))
+    }
+}
+
+/// The integer that is `first` and then `second` in memory, of `bits` bits each.
+#[inline(always)]
+const fn joined(first: u64, second: u64, bits: u32) -> u64 {
+    if cfg!(target_endian = "little") { first | second << bits } else { first << bits | second }
+}
 
 /// Key of [`crate::names::ALLOWED`]: a host whose claims are no conflict where it makes them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -55,25 +73,162 @@ pub struct AllowedKey {
 }
 const _: () = assert!(size_of::<AllowedKey>() == 16);
 
-/// What user space says of an address; value of [`crate::names::SLOTS`].
+/// CLOCK_BOOTTIME in units of 2^24 ns, some 17 ms: what is kept of many hosts and need not be exact takes half the room,
+/// and is written so seldom that CPUs do not take the line from each other for each frame. It comes round after 2.3
+/// years; what was that long ago counts as recent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(transparent)]
+pub struct Coarse(u32);
+
+impl Coarse {
+    /// No time.
+    pub const NEVER: Self = Self(0);
+    /// A unit, in nanoseconds.
+    pub const UNIT_NS: u64 = 1 << 24;
+
+    /// From the integer as it is in memory.
+    pub const fn from_units(units: u32) -> Self {
+        Self(units)
+    }
+
+    /// `now_ns` (CLOCK_BOOTTIME), rounded down.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it comes round")]
+    pub const fn of(now_ns: u64) -> Self {
+        let units = (now_ns / Self::UNIT_NS) as u32;
+        Self(if units == 0 { 1 } else { units })
+    }
+
+    /// How many units before `now` this was; [`u32::MAX`] if it was never.
+    #[inline(always)]
+    pub const fn before(self, now: Self) -> u32 {
+        if self.0 == 0 { u32::MAX } else { now.0.wrapping_sub(self.0) }
+    }
+
+    /// The latest time in nanoseconds that is this by a clock that is at `now_ns`: at most a unit too early; `None` if it
+    /// was never.
+    pub const fn at(self, now_ns: u64) -> Option<u64> {
+        if self.0 == 0 {
+            return None;
+        }
+        let now = Self::of(now_ns);
+        Some((now_ns - now_ns % Self::UNIT_NS).saturating_sub(self.before(now) as u64 * Self::UNIT_NS))
+    }
+}
+
+/// A host that asked for an address lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Asker {
+    /// Its MAC (bits 0–47), and [`crate::state::StateWord::mark`] of the word under which it was found to follow us (bits
+    /// 48–56; 0 for none). It follows if it asks us by unicast for the address while that may answer, or answers what we
+    /// asked it in the address's name.
+    mac_and_mark: u64,
+    /// Its address.
+    pub address: Ipv4,
+    /// When it asked last; never where there is no host.
+    pub seen: Coarse,
+}
+const _: () = assert!(size_of::<Asker>() == 16);
+
+impl Asker {
+    /// The host with this MAC and address, which follows under `followed` (0 for none).
+    #[inline(always)]
+    pub const fn new(mac: MacAddr, followed: u16, address: Ipv4, seen: Coarse) -> Self {
+        Self { mac_and_mark: Self::head(mac, followed), address, seen }
+    }
+
+    /// The first 64 bits as they are in memory: MAC and mark.
+    #[inline(always)]
+    pub const fn head(mac: MacAddr, followed: u16) -> u64 {
+        mac.bits() | (followed as u64) << 48
+    }
+
+    /// The second 64 bits as they are in memory: address and time.
+    #[inline(always)]
+    pub const fn tail(address: Ipv4, seen: Coarse) -> u64 {
+        joined(u32::from_ne_bytes(address.octets()) as u64, seen.0 as u64, 32)
+    }
+
+    /// From the two words as they are in memory.
+    #[expect(clippy::cast_possible_truncation, reason = "two halves of a word")]
+    pub const fn of_words(head: u64, tail: u64) -> Self {
+        let [address, seen] = if cfg!(target_endian = "little") {
+            [tail as u32, (tail >> 32) as u32]
+        } else {
+            [(tail >> 32) as u32, tail as u32]
+        };
+        Self { mac_and_mark: head, address: Ipv4::new(address.to_ne_bytes()), seen: Coarse(seen) }
+    }
+
+    /// Its MAC; 0 where there is none.
+    #[inline(always)]
+    pub const fn mac(&self) -> MacAddr {
+        MacAddr::from_bits(self.mac_and_mark)
+    }
+
+    /// The mark under which it follows; 0 for none.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the 16 bits above the MAC")]
+    pub const fn followed(&self) -> u16 {
+        (self.mac_and_mark >> 48) as u16
+    }
+}
+
+/// Askers remembered for each address.
+pub const ASKERS: usize = 4;
+/// Defences remembered for an address with a [budget](Port::moves), so the largest one.
+pub const MOVES: usize = 8;
+/// Value of [`crate::names::MOVES`]: CLOCK_BOOTTIME in nanoseconds of the latest defences, the latest first. The one who
+/// exchanged [`Slot::defended_ns`] moves them on by a place before DEFEND_INTERVAL is over, so nobody else is there.
+pub type Moves = [u64; MOVES];
+/// Addresses whose moves the program can count. Of those beyond it user space counts them, and defends.
+pub const MAX_COUNTED: u32 = 4_096;
+
+/// An address: what decides about it, and what every frame about it looks at, in two cache lines; value of
+/// [`crate::names::SLOTS`].
+///
+/// While something leads to the slot, user space writes only what it says itself, `defended_ns`, and `fallen` when that
+/// mark comes round again. Before it gives the slot to another address it clears all of it: what is told of one address
+/// (that it has fallen, who asked for it, when it was defended) must not be believed of the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Slot {
-    /// A [`crate::state::StateWord`].
+    /// User space says it: a [`crate::state::StateWord`].
     pub word: u64,
-    /// CLOCK_BOOTTIME in nanoseconds after which the address may not answer; 0 for no lease.
+    /// User space says it: CLOCK_BOOTTIME in nanoseconds after which the address may not answer; 0 for no lease.
     pub lease_until_ns: u64,
-    /// The key once more: the program trusts a slot only if this is the frame's, so that a look-up that raced
-    /// with the slot's reuse answers nothing, and a [`Hint`] may lead to another address. First the interface.
+    /// User space says it: the key once more. The program trusts a slot only if this is the frame's, so that a look-up
+    /// that raced with the slot's reuse answers nothing, and an entry of the index may lead to another address. First the
+    /// interface.
     pub interface: u32,
     /// The tags.
     pub vlan: Vlan,
     /// The address.
     pub address: Ipv4,
-    /// Group of the address, an index into [`crate::names::GROUPS`]; 0 for none.
-    pub group: u32,
+    /// User space says it: the group of the address, an index into [`crate::names::GROUPS`]; 0 for none.
+    pub group: u16,
+    /// The program says it: [`crate::state::StateWord::mark`] of the word under which it has given the address up; 0 for
+    /// none. Under a word with that mark it may not answer.
+    pub fallen: u16,
+    /// The program says it: when the asker in the same place of `askers` was found to follow first, under that mark.
+    pub followed: [Coarse; ASKERS],
+    /// CLOCK_BOOTTIME in nanoseconds of the latest defence; 0 for none. Exact: exchanged by whoever defends, the program
+    /// or the daemon, first.
+    pub defended_ns: u64,
+    /// The program says it: the latest conflict under the policy `once`, [`crate::defence::conflict`]. Exchanged, so that
+    /// of two conflicts one is the second. 0 for none.
+    pub conflict: u64,
+    /// The program says it: hosts that asked lately.
+    pub askers: [Asker; ASKERS],
 }
-const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(
+    size_of::<Slot>() == 128
+        && core::mem::offset_of!(Slot, interface) == 16
+        && core::mem::offset_of!(Slot, address) == 24
+        && core::mem::offset_of!(Slot, askers) == 64
+        && MAX_GROUPS - 1 <= u16::MAX as u32
+);
 
 impl Slot {
     /// No address.
@@ -84,8 +239,59 @@ impl Slot {
         vlan: Vlan::UNTAGGED,
         address: Ipv4::UNSPECIFIED,
         group: 0,
+        fallen: 0,
+        followed: [Coarse::NEVER; ASKERS],
+        defended_ns: 0,
+        conflict: 0,
+        askers: [Asker::new(MacAddr::ZERO, 0, Ipv4::UNSPECIFIED, Coarse::NEVER); ASKERS],
     };
 }
+
+/// What frames have said of an address, beside the questions; value of [`crate::names::CLAIMS`].
+///
+/// The program writes it; user space clears it before it gives the slot to another address, and says what of the flood
+/// was told when it starts. Counts are exact (atomic) and never go down. The rest is kept without locks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Claims {
+    /// MAC of the latest claim, 0 if there was none: the owner, unless we are.
+    pub owner: MacAddr,
+    /// Claims, those of [allowed](AllowedKey) hosts too.
+    pub claims: u64,
+    /// Broadcast probes by others while the address was ours or probed for.
+    pub probes: u64,
+    /// Frames that the guard kept in.
+    pub guarded: u64,
+    /// Claims and probes by hosts beyond those reported one by one that no event has told of yet; they are in `claims` and
+    /// `probes` too. Below zero (two's complement) while two CPUs have told of the same ones.
+    pub flood_untold: u64,
+    /// When the latest claim came.
+    pub owner_seen: Coarse,
+    /// Frames from the address, or probes for it, with an own MAC. It comes round after 2^32.
+    pub echoes: u32,
+    /// What was reported lately.
+    pub windows: Windows,
+}
+const _: () = assert!(size_of::<Claims>() == 56);
+
+/// What was reported of an address lately, for the bounds of [`crate::report`].
+///
+/// CPUs that race over the same address may each report one frame more than the bounds say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Windows {
+    /// Number of the second of CLOCK_BOOTTIME that the rest is about, and so of its minute.
+    pub second: u32,
+    /// Claimants reported in that minute.
+    pub claimants: u8,
+    /// Repeated claims reported in that second.
+    pub claim_repeats: u8,
+    /// Repeated probes and echoes reported in it.
+    pub other_repeats: u8,
+    /// 1 if a flood was reported in it.
+    pub flood: u8,
+}
+const _: () = assert!(size_of::<Windows>() == 8);
 
 /// Addresses that flip together; value of [`crate::names::GROUPS`]. Only user space writes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -137,138 +343,7 @@ impl Control {
     }
 }
 
-/// Where an address may be, without a look-up in a hash: value of [`crate::names::HINTS`], whose place for an
-/// address is [`Hint::place`]. A hash look-up takes 25 ns; most frames on a network are about no managed address,
-/// and most managed addresses differ in their last two bytes. Only [`Hint::NONE`] is binding; where a slot turns
-/// out to be another address's, the hash is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(transparent)]
-pub struct Hint(u32);
-
-impl Hint {
-    /// Number of places.
-    pub const PLACES: u32 = 65_536;
-    /// No managed address has this place.
-    pub const NONE: Self = Self(0);
-    /// Several have: [`crate::names::ADDRESSES`] tells.
-    pub const MANY: Self = Self(u32::MAX);
-
-    /// One address has this place: the one in `slot`, which must be less than [`MAX_ADDRESSES`].
-    #[inline(always)]
-    pub const fn slot(slot: u32) -> Self {
-        Self(slot + 1)
-    }
-
-    /// The slot, if the hint names one.
-    #[inline(always)]
-    pub const fn named(self) -> Option<u32> {
-        match self {
-            Self::NONE | Self::MANY => None,
-            Self(number) => Some(number - 1),
-        }
-    }
-
-    /// The place of an address: its last two bytes, in which neighbours differ.
-    #[inline(always)]
-    pub const fn place(address: Ipv4) -> u32 {
-        let [_, _, c, d] = address.octets();
-        u16::from_be_bytes([c, d]) as u32
-    }
-}
-
-/// A host that asked for an address lately.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct Asker {
-    /// Its MAC; 0 where there is none.
-    pub mac: MacAddr,
-    /// Its address.
-    pub address: Ipv4,
-    /// [`crate::state::StateWord::mark`] of the word under which it was found to follow us; 0 for none. It follows if
-    /// it asks us by unicast for the address while that may answer, or answers what we asked it in the address's
-    /// name.
-    pub followed: u32,
-    /// CLOCK_BOOTTIME in nanoseconds at which it asked last, at most one jiffy early.
-    pub seen_ns: u64,
-    /// CLOCK_BOOTTIME in nanoseconds at which it was found to follow for the first time under that word, at most one
-    /// jiffy early.
-    pub followed_ns: u64,
-}
-const _: () = assert!(size_of::<Asker>() == 32);
-
-/// Askers remembered for each address.
-pub const ASKERS: usize = 4;
-/// Defences remembered for each address, so the largest move budget.
-pub const MOVES: usize = 8;
-
-/// What the program knows of an address; value of [`crate::names::RECORDS`].
-///
-/// The counts are exact (atomic) and never go down. `defended_ns` is exact as well: whoever defends, program or
-/// daemon, exchanges it first. The rest is kept without locks. While something leads to the slot, user space writes
-/// nothing here but `defended_ns` and, having exchanged that, `moves_ns`; and `flood_told` when it starts and has
-/// told. Before it gives the slot to another address it clears all of it: what is told of one address (that it has
-/// fallen, who asked for it, when it was defended) must not be believed of the next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct Record {
-    /// [`crate::state::StateWord::mark`] of the word under which the program itself has given the address up; 0 for
-    /// none. Under a word with that mark it may not answer. User space takes it back when that mark comes round again.
-    pub fallen: u32,
-    /// Always 0.
-    pub pad: u32,
-    /// Hosts that asked lately.
-    pub askers: [Asker; ASKERS],
-    /// MAC of the latest claim, 0 if there was none: the owner, unless we are.
-    pub owner: MacAddr,
-    /// CLOCK_BOOTTIME in nanoseconds of the latest claim, at most one jiffy early.
-    pub owner_seen_ns: u64,
-    /// Claims, those of [allowed](AllowedKey) hosts too.
-    pub claims: u64,
-    /// Broadcast probes by others while the address was ours or probed for.
-    pub probes: u64,
-    /// Frames from the address, or probes for it, with an own MAC.
-    pub echoes: u64,
-    /// Claims and probes by hosts beyond those reported one by one.
-    pub flooded: u64,
-    /// How many of `flooded` the events have told.
-    pub flood_told: u64,
-    /// Frames that the guard kept in.
-    pub guarded: u64,
-    /// The latest conflict under the policy `once`: [`crate::defence::conflict`]. Exchanged, so that of two conflicts
-    /// one is the second. 0 for none.
-    pub conflict: u64,
-    /// CLOCK_BOOTTIME in nanoseconds of the latest defence; 0 for none. Exchanged by whoever defends.
-    pub defended_ns: u64,
-    /// Times of the latest defences, the latest first. The one who exchanged `defended_ns` moves them on by a place
-    /// before DEFEND_INTERVAL is over, so nobody else is there.
-    pub moves_ns: [u64; MOVES],
-    /// What was reported lately.
-    pub windows: Windows,
-}
-const _: () = assert!(size_of::<Record>() == 304 && core::mem::offset_of!(Record, defended_ns) % 8 == 0);
-
-/// What was reported of an address lately, for the bounds of [`crate::report`].
-///
-/// CPUs that race over the same address may each report one frame more than the bounds say.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[repr(C)]
-pub struct Windows {
-    /// Number of the current minute of CLOCK_BOOTTIME.
-    pub minute: u32,
-    /// Claimants reported in it.
-    pub claimants: u32,
-    /// Number of the current second of CLOCK_BOOTTIME.
-    pub second: u32,
-    /// Repeated claims reported in it.
-    pub claim_repeats: u32,
-    /// Repeated probes and echoes reported in it.
-    pub other_repeats: u32,
-    /// Number of the second in which a flood was reported last.
-    pub flood_second: u32,
-}
-const _: () = assert!(size_of::<Windows>() == 24);
-
-/// Per-CPU counters of an address; value of [`crate::names::ADDRESS_COUNTERS`].
+/// What a CPU has counted of an address; value of [`crate::names::ADDRESS_COUNTERS`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct AddressCounters {
@@ -292,6 +367,14 @@ pub struct ClaimantKey {
 }
 const _: () = assert!(size_of::<ClaimantKey>() == 16);
 
+impl AddressCounters {
+    /// Where those of the address in `slot` and of the CPU `cpu` are, in maps for `capacity` addresses.
+    #[inline(always)]
+    pub const fn place(slot: u32, cpu: u32, capacity: u32) -> u32 {
+        cpu * capacity + slot
+    }
+}
+
 impl ClaimantKey {
     /// The key of these parts.
     #[inline(always)]
@@ -312,8 +395,9 @@ pub struct Claimant {
     pub minute: u32,
     /// Always 0.
     pub pad: u32,
-    /// How many of the frames the events have told.
-    pub told: u64,
+    /// How many of the frames no event has told of yet. Below zero (two's complement) while two CPUs have told of the
+    /// same ones.
+    pub untold: u64,
 }
 const _: () = assert!(size_of::<Claimant>() == 24);
 
@@ -469,7 +553,7 @@ impl Event {
     pub const SIBLING: u8 = 4;
     /// Flag: the program has answered this claim with our announcement.
     pub const DEFENDED: u8 = 8;
-    /// Flag: the program has given the address up because of this claim ([`Record::fallen`]).
+    /// Flag: the program has given the address up because of this claim ([`Slot::fallen`]).
     pub const FELL: u8 = 16;
     /// Flag: the claimant is [allowed](AllowedKey), so this is no conflict.
     pub const ALLOWED: u8 = 32;

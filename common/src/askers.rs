@@ -2,9 +2,14 @@
 //! the places.
 
 use crate::{
-    abi::ASKERS,
+    abi::{ASKERS, Coarse},
     net::{Ipv4, MacAddr},
 };
+
+/// Units of [`Coarse`] for which a host keeps its place though another one asks: a second. Where more hosts ask than
+/// there are places, they would otherwise take them from each other with each question, and what is remembered would be
+/// as random.
+pub const KEEPS: u32 = 60;
 
 /// The place of the host with this MAC and address among the askers that `asker` reads, if it has one. Hosts that share
 /// a MAC have caches of their own, and a host may ask in several names, so both are compared.
@@ -13,19 +18,18 @@ pub fn known(asker: impl Fn(usize) -> (MacAddr, Ipv4), mac: MacAddr, address: Ip
     (0..ASKERS).find(|place| asker(*place) == (mac, address))
 }
 
-/// The place for a host that has none, at `now_ns` (CLOCK_BOOTTIME, at most one jiffy old): that of the host which asked
-/// longest ago, by the times that `seen_ns` reads, so that the most recent ones are kept. None if all of them asked in
-/// this very jiffy: they are as recent, and so a flood of askers costs next to nothing.
+/// The place for a host that has none: that of the host which asked longest ago, by the times that `seen` reads. None if
+/// all of them asked within the last [`KEEPS`]: they are as recent, and so a flood of askers costs next to nothing.
 #[inline(always)]
-pub fn place_for_newcomer(seen_ns: impl Fn(usize) -> u64, now_ns: u64) -> Option<(usize, u64)> {
-    let mut oldest = (0, seen_ns(0));
+pub fn place_for_newcomer(seen: impl Fn(usize) -> Coarse, now: Coarse) -> Option<usize> {
+    let mut oldest = (0, seen(0).before(now));
     for place in 1..ASKERS {
-        let seen = seen_ns(place);
-        if seen < oldest.1 {
-            oldest = (place, seen);
+        let before = seen(place).before(now);
+        if before > oldest.1 {
+            oldest = (place, before);
         }
     }
-    (oldest.1 < now_ns).then_some(oldest)
+    (oldest.1 > KEEPS).then_some(oldest.0)
 }
 
 #[cfg(test)]
@@ -36,16 +40,16 @@ mod tests {
         (MacAddr::new([2, 0, 0, 0, 0, last]), Ipv4::new([192, 0, 2, last]))
     }
 
-    /// What the program does with one asker after the other, each `(time, host)`.
+    /// What the program does with one asker after the other, each `(time in tenths of a second, host)`.
     fn after(asked: &[(u64, u8)]) -> Vec<u8> {
-        let mut askers = [((MacAddr::ZERO, Ipv4::UNSPECIFIED), 0); ASKERS];
-        for &(now_ns, last) in asked {
+        let mut askers = [((MacAddr::ZERO, Ipv4::UNSPECIFIED), Coarse::NEVER); ASKERS];
+        for &(tenths, last) in asked {
             let (mac, address) = host(last);
+            let now = Coarse::of(tenths * 100_000_000);
             if let Some(place) = known(|place| askers[place].0, mac, address) {
-                askers[place].1 = now_ns;
-            } else if let Some((place, seen_ns)) = place_for_newcomer(|place| askers[place].1, now_ns) {
-                assert_eq!(askers[place].1, seen_ns);
-                askers[place] = ((mac, address), now_ns);
+                askers[place].1 = now;
+            } else if let Some(place) = place_for_newcomer(|place| askers[place].1, now) {
+                askers[place] = ((mac, address), now);
             }
         }
         let mut hosts: Vec<u8> = askers.iter().map(|((mac, _), _)| mac.octets()[5]).collect();
@@ -57,20 +61,33 @@ mod tests {
     fn the_most_recent_askers_are_kept() {
         assert_eq!(after(&[(1, 7)]), [0, 0, 0, 7]);
         assert_eq!(after(&[(1, 7), (2, 7), (2, 7)]), [0, 0, 0, 7], "once each");
-        assert_eq!(after(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]), [2, 3, 4, 5]);
+        assert_eq!(after(&[(0, 1), (1, 2), (2, 3), (3, 4), (15, 5)]), [2, 3, 4, 5]);
         assert_eq!(
-            after(&[(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 5)]),
+            after(&[(0, 1), (1, 2), (2, 3), (3, 4), (10, 1), (20, 5)]),
             [1, 3, 4, 5],
             "asking again counts"
         );
     }
 
     #[test]
-    fn a_flood_within_a_jiffy_changes_four_places_and_no_more() {
+    fn a_flood_takes_no_place_of_a_host_that_asked_within_a_second() {
         let flood: Vec<(u64, u8)> = (1..=200).map(|last| (9, last)).collect();
         assert_eq!(after(&flood), [1, 2, 3, 4]);
-        let flood: Vec<(u64, u8)> = (1..=200).map(|last| (u64::from(last / 100) + 9, last)).collect();
-        assert_eq!(after(&flood), [101, 102, 103, 200], "the next jiffy's are more recent");
+        let flood: Vec<(u64, u8)> = (1..=200).map(|last| (9 + u64::from(last >= 100) * 9, last)).collect();
+        assert_eq!(after(&flood), [1, 2, 3, 4], "nor nine tenths later");
+        let flood: Vec<(u64, u8)> = (1..=200).map(|last| (9 + u64::from(last >= 100) * 11, last)).collect();
+        assert_eq!(after(&flood), [100, 101, 102, 103], "more than a second later these are more recent");
+    }
+
+    #[test]
+    fn the_clock_of_the_askers_may_come_round() {
+        let round = u64::from(u32::MAX) * Coarse::UNIT_NS;
+        let [before, after] = [round - 3 * Coarse::UNIT_NS, round + 3 * Coarse::UNIT_NS].map(Coarse::of);
+        assert_eq!(before.before(after), 6);
+        assert_eq!(place_for_newcomer(|_| before, after), None);
+        let later = Coarse::of(round + 100 * Coarse::UNIT_NS);
+        assert_eq!(place_for_newcomer(|place| if place == 2 { before } else { after }, later), Some(2));
+        assert_eq!(before.at(round + 4 * Coarse::UNIT_NS), Some(round - 3 * Coarse::UNIT_NS));
     }
 
     #[test]

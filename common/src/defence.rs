@@ -65,7 +65,7 @@ pub fn spent(moves: u32, window_s: u32, move_ns: impl FnOnce(usize) -> u64, now_
     first != 0 && now_ns.saturating_sub(first) < window_s as u64 * 1_000_000_000
 }
 
-/// A conflict at `now_ns` (CLOCK_BOOTTIME) over an address with this word, as [`crate::abi::Record::conflict`] has it:
+/// A conflict at `now_ns` (CLOCK_BOOTTIME) over an address with this word, as [`crate::abi::Slot::conflict`] has it:
 /// the lowest byte of the time is the generation instead.
 #[inline(always)]
 pub const fn conflict(word: StateWord, now_ns: u64) -> u64 {
@@ -82,7 +82,7 @@ const fn is_second(word: StateWord, earlier: u64, now_ns: u64) -> bool {
 
 /// Decides on a claim at `now_ns` (CLOCK_BOOTTIME) for an address with this word that may answer.
 ///
-/// `earlier` is the conflict before this one, which only `once` asks for; `defended_ns` is that of the address's record,
+/// `earlier` is the conflict before this one, which only `once` asks for; `defended_ns` is that of the address's slot,
 /// and `spent` whether its moves are. Who defends has to exchange that `defended_ns` for `now_ns` first, and does nothing where it finds
 /// another one: somebody else has defended.
 #[inline(always)]

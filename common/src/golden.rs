@@ -7,7 +7,7 @@
 pub mod guard;
 
 use crate::{
-    abi::{AddressKey, AllowedKey, Asker, Control, Counter, Event, EventKind, Group, Port, Record, Slot},
+    abi::{AddressKey, AllowedKey, Asker, Coarse, Control, Counter, Event, EventKind, Group, Moves, Port, Slot},
     net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
     state::{Policy, State, StateWord},
     verdict::{Entry, Standing, Tables},
@@ -164,7 +164,7 @@ pub const SLEPT_NS: u64 = 7 * SECOND_NS;
 /// Moves, and seconds.
 const BUDGET: (u32, u32) = (3, 20);
 /// The group of [`ADDRESS`] where it has one.
-pub const GROUP: u32 = 3;
+pub const GROUP: u16 = 3;
 const SILENT: u64 = Group::SILENT;
 const ANSWERS: u64 = Group::ANSWERS;
 
@@ -228,22 +228,31 @@ impl Column {
         format!("{state}{local}{lease}{name}")
     }
 
-    /// What the program remembers of the address.
-    fn record(&self) -> Record {
-        let ago = |seconds: u64| NOW - seconds * SECOND_NS;
-        let mut record = Record {
-            fallen: self.fallen.map_or(0, |generation| 256 + u32::from(generation)),
+    /// What the program remembers of the address, beside what user space says of it.
+    fn remembered(&self, said: Slot) -> Slot {
+        Slot {
+            fallen: self.fallen.map_or(0, |generation| 256 + u16::from(generation)),
             conflict: self
                 .challenged
                 .map_or(0, |(seconds, generation)| ago(seconds) & !0xff | u64::from(generation)),
             defended_ns: self.defended.first().map_or(0, |seconds| ago(*seconds)),
-            ..Record::default()
-        };
-        for (place, seconds) in record.moves_ns.iter_mut().zip(self.defended) {
+            ..said
+        }
+    }
+
+    /// Its moves, if they are counted.
+    fn moves(&self) -> Option<Moves> {
+        let mut moves = Moves::default();
+        for (place, seconds) in moves.iter_mut().zip(self.defended) {
             *place = ago(*seconds);
         }
-        record
+        self.budget.then_some(moves)
     }
+}
+
+/// So many seconds before [`NOW`].
+const fn ago(seconds: u64) -> u64 {
+    NOW - seconds * SECOND_NS
 }
 
 const UNMANAGED: Column = Column {
@@ -704,8 +713,8 @@ pub struct Managed {
     pub slot: u32,
     /// What user space says of it.
     pub value: Slot,
-    /// What the program remembers of it, at [`NOW`].
-    pub record: Record,
+    /// Its moves, if they are counted.
+    pub moves: Option<Moves>,
 }
 
 impl World {
@@ -716,10 +725,10 @@ impl World {
     }
 
     fn standing(&self, managed: &Managed) -> Standing {
-        let Slot { word, lease_until_ns, group, .. } = managed.value;
+        let Slot { word, lease_until_ns, group, fallen, .. } = managed.value;
         Standing {
             word: StateWord::from_bits(word),
-            fallen: managed.record.fallen,
+            fallen,
             lease_until_ns,
             group: if group == GROUP { self.group } else { Group::NONE },
         }
@@ -788,27 +797,27 @@ impl Row {
         format!("{:?}, {}, tags {:?}: {}", self.kind, self.column.title(), self.tags, self.why)
     }
 
-    /// Checks what the claim has changed in the records that `record` reads, beside the counts: what it was met with, at
+    /// Checks what the claim has changed in the slots and moves that `read` gives, beside the counts: what it was met with, at
     /// `now_ns` or, with a clock that moves, within a second before it. The times of the world are those of [`NOW`]
     /// shifted by as much.
     ///
     /// # Panics
     /// If it is not what the table says.
-    pub fn check_record(&self, mut record: impl FnMut(u32) -> Record, now_ns: u64) {
+    pub fn check_reaction(&self, mut read: impl FnMut(u32) -> (Slot, Option<Moves>), now_ns: u64) {
         let name = self.name();
         let recent = |at: u64| now_ns.abs_diff(at) < SECOND_NS;
-        for Managed { slot, record: before, value, .. } in &self.world.addresses {
-            let after = record(*slot);
+        for Managed { slot, value: before, moves: moves_before, .. } in &self.world.addresses {
+            let (after, moves) = read(*slot);
             let ours = *slot == SLOT;
-            let word = StateWord::from_bits(value.word);
+            let word = StateWord::from_bits(before.word);
             let fallen = if ours && self.sees == Sees::Fall { word.mark() } else { before.fallen };
             assert_eq!(after.fallen, fallen, "{name}");
             let defended = ours && self.defended;
             assert_eq!(recent(after.defended_ns), defended, "{name}");
-            let moves = after.moves_ns.iter().filter(|at| **at != 0).count();
-            let moves_before = before.moves_ns.iter().filter(|at| **at != 0).count();
-            assert_eq!(moves, moves_before + usize::from(defended), "a place was free: {name}");
-            assert!(after.moves_ns.contains(&after.defended_ns), "{name}");
+            let count = |moves: &Moves| moves.iter().filter(|at| **at != 0).count();
+            let expected = moves_before.as_ref().map(|before| count(before) + usize::from(defended));
+            assert_eq!(moves.as_ref().map(count), expected, "a place was free: {name}");
+            assert!(moves.is_none_or(|moves| moves[0] == after.defended_ns), "{name}");
             let challenged = ours
                 && self.exchanges
                 && !self.column.observed
@@ -934,12 +943,9 @@ fn row(kind: Kind, why: &'static str, column: Column, tags: Tags, cell: &str) ->
     let asker =
         asks(kind).filter(|_| column.state.is_some() && vlan == address_vlan && !defended).map(|asks| {
             let follows = asks.by_unicast && first == b'A';
-            let asker = Asker {
-                mac: MacAddr::new(recipe.sender_mac),
-                address: Ipv4::new(recipe.sender_ip),
-                followed: if follows { 256 + u32::from(GENERATION) } else { 0 },
-                ..Asker::default()
-            };
+            let followed = if follows { 256 + u16::from(GENERATION) } else { 0 };
+            let (mac, address) = (MacAddr::new(recipe.sender_mac), Ipv4::new(recipe.sender_ip));
+            let asker = Asker::new(mac, followed, address, Coarse::NEVER);
             (if asks.second { SLOT + 1 } else { SLOT }, asker)
         });
     Row {
@@ -975,8 +981,8 @@ fn world(port: Option<u32>, column: Column, vlan: Vlan) -> World {
         let flags = column.policy.flags() | if column.local { StateWord::LOCAL } else { 0 };
         let word = StateWord::new(MacAddr::new(OUR_MAC), state, flags, GENERATION).bits();
         let group = if column.group.is_some() { GROUP } else { 0 };
-        let value = Slot { word, lease_until_ns: column.lease_until_ns, interface, vlan, address, group };
-        Managed { key, slot, value, record: column.record() }
+        let said = Slot { word, lease_until_ns: column.lease_until_ns, interface, vlan, address, group, ..Slot::VACANT };
+        Managed { key, slot, value: column.remembered(said), moves: column.moves() }
     };
     World {
         addresses: column.state.map_or(Vec::new(), |state| {
@@ -1408,19 +1414,20 @@ mod tests {
             let mut world = self.world.borrow_mut();
             let (port, control) = (world.port.expect("a frame came in on it"), world.control);
             let managed = *world.in_slot(claimed.place);
-            let record = managed.record;
             let clocks = Clocks { boot_ns: NOW, monotonic_ns: NOW - SLEPT_NS };
             let armed = defence::armed(&world.standing(&managed), &control, clocks);
-            let there = &mut world.in_slot(claimed.place).record;
+            let Managed { value: there, moves, .. } = world.in_slot(claimed.place);
             let earlier = || std::mem::replace(&mut there.conflict, defence::conflict(claimed.word, NOW));
-            let spent = || defence::spent(port.moves, port.moves_window_s, |n| record.moves_ns[n], NOW);
-            let reaction = defence::react(claimed.word, armed, earlier, record.defended_ns, spent, NOW);
+            let spent = || defence::spent(port.moves, port.moves_window_s, |n| moves.map_or(0, |moves| moves[n]), NOW);
+            let reaction = defence::react(claimed.word, armed, earlier, managed.value.defended_ns, spent, NOW);
             match reaction {
                 Reaction::Nothing => {}
                 Reaction::Defend => {
                     there.defended_ns = NOW;
-                    there.moves_ns.rotate_right(1);
-                    there.moves_ns[0] = NOW;
+                    if let Some(moves) = moves {
+                        moves.rotate_right(1);
+                        moves[0] = NOW;
+                    }
                 }
                 Reaction::Fall => there.fallen = claimed.word.mark(),
             }
@@ -1461,9 +1468,9 @@ mod tests {
             let (mac, address) = (self.frame.sender_mac, self.frame.sender_ip);
             let nobody = [(MacAddr::ZERO, Ipv4::UNSPECIFIED); ASKERS];
             assert_eq!(askers::known(|place| nobody[place], mac, address), None);
-            let place = askers::place_for_newcomer(|_| 0, NOW);
+            let place = askers::place_for_newcomer(|_| Coarse::NEVER, Coarse::of(NOW));
             if asking.asks && place.is_some() && !self.world.borrow().is_own(mac) {
-                let asker = Asker { mac, address, followed: asking.followed, ..Asker::default() };
+                let asker = Asker::new(mac, asking.followed, address, Coarse::NEVER);
                 self.asker.set(Some((asking.place, asker)));
             }
         }
@@ -1534,7 +1541,13 @@ mod tests {
             assert_eq!(action, row.action, "{name}");
             assert_eq!(out, row.out, "{name}");
             assert_eq!(told, (row.sees, row.asker), "{name}");
-            row.check_record(|slot| world.in_slot(slot).record, NOW);
+            row.check_reaction(
+                |slot| {
+                    let Managed { value, moves, .. } = *world.in_slot(slot);
+                    (value, moves)
+                },
+                NOW,
+            );
         }
     }
 

@@ -10,6 +10,7 @@ pub mod askers;
 pub mod defence;
 #[cfg(any(test, feature = "golden"))]
 pub mod golden;
+pub mod index;
 pub mod names;
 pub mod net;
 mod pod;

@@ -14,15 +14,16 @@ pub const TC_BASIC: &str = "arpwarden_tc_basic";
 pub const GUARD: &str = "arpwarden_guard";
 /// All programs.
 pub const PROGRAMS: [&str; 6] = [XDP_FRAGS, XDP, XDP_BASIC, TC, TC_BASIC, GUARD];
-/// Hash: [`crate::abi::AddressKey`] → slot number (`u32`).
-pub const ADDRESSES: &str = "ADDRESSES";
-/// Array: [`crate::abi::Hint::place`] of an address → [`crate::abi::Hint`].
-pub const HINTS: &str = "HINTS";
-/// Mmapable array: slot number → [`crate::abi::Slot`]. Only user space writes it.
+/// Mmapable array of [`crate::index::Bucket`]: [`crate::abi::AddressKey`] → slot number. Only user space writes it.
+pub const INDEX: &str = "INDEX";
+/// Mmapable array: slot number → [`crate::abi::Slot`], whose fields say who writes them.
 pub const SLOTS: &str = "SLOTS";
-/// Mmapable array: slot number → [`crate::abi::Record`]. Only the program writes it, but for the permit to defend.
-pub const RECORDS: &str = "RECORDS";
-/// Per-CPU array: slot number → [`crate::abi::AddressCounters`]. Only the program writes it.
+/// Mmapable array: slot number → [`crate::abi::Claims`].
+pub const CLAIMS: &str = "CLAIMS";
+/// Hash: slot number of an address with a budget → [`crate::abi::Moves`]. Made by user space, written by whoever defends.
+pub const MOVES: &str = "MOVES";
+/// Mmapable array: [`crate::abi::AddressCounters::place`] → [`crate::abi::AddressCounters`]. Only the program writes it: each
+/// CPU its own part, so that it need not be atomic.
 pub const ADDRESS_COUNTERS: &str = "ADDRESS_COUNTERS";
 /// LRU hash: [`crate::abi::ClaimantKey`] → [`crate::abi::Claimant`]. The program writes it; a daemon that starts says what it has told.
 pub const CLAIMANTS: &str = "CLAIMANTS";
@@ -42,10 +43,10 @@ pub const GROUPS: &str = "GROUPS";
 pub const CONTROL: &str = "CONTROL";
 /// All maps that are pinned: the program's messages have a map of their own for each load.
 pub const PINNED: [&str; 13] = [
-    ADDRESSES,
-    HINTS,
+    INDEX,
     SLOTS,
-    RECORDS,
+    CLAIMS,
+    MOVES,
     ADDRESS_COUNTERS,
     CLAIMANTS,
     PORTS,
@@ -56,6 +57,19 @@ pub const PINNED: [&str; 13] = [
     GROUPS,
     CONTROL,
 ];
+/// Read-only global: how many addresses the maps hold.
+pub const CAPACITY: &str = "CAPACITY";
+/// Read-only global: how many buckets the index has ([`crate::index::buckets`] of the capacity).
+pub const INDEX_BUCKETS: &str = "INDEX_BUCKETS";
+/// The maps that have a place for each address, and how many in maps for `capacity` of them on `cpus` possible CPUs.
+pub const fn sizes(capacity: u32, cpus: u32) -> [(&'static str, u32); 4] {
+    [
+        (INDEX, crate::index::buckets(capacity)),
+        (SLOTS, capacity),
+        (CLAIMS, capacity),
+        (ADDRESS_COUNTERS, capacity.saturating_mul(cpus)),
+    ]
+}
 /// Read-only global: bits of [`crate::abi::omit`], 0 unless a test says otherwise.
 pub const OMIT: &str = "OMIT";
 /// Read-only global with [`crate::abi::ABI_VERSION`], which the loader compares.

@@ -25,7 +25,7 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::Slot {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for abi::Record {}
+    unsafe impl aya::Pod for abi::Claims {}
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::Group {}
     // SAFETY: as above.
@@ -39,7 +39,7 @@ mod user {
     // SAFETY: as above.
     unsafe impl aya::Pod for abi::PortPlace {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for abi::Hint {}
+    unsafe impl aya::Pod for crate::index::Bucket {}
     // SAFETY: transparent over `u64`, of which every bit pattern is a value (the two highest bytes are
     // ignored by no accessor, so a stray bit makes an address that equals none: harmless).
     unsafe impl aya::Pod for MacAddr {}

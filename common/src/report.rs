@@ -8,12 +8,12 @@
 use crate::abi::{Claimant, EventKind, Windows};
 
 /// Claimants reported one by one for each address and minute (the contract of `claimant_flood`).
-pub const CLAIMANTS_PER_MINUTE: u32 = 64;
+pub const CLAIMANTS_PER_MINUTE: u8 = 64;
 /// Repeated claims let through for each address and second, and as many repeated probes and echoes, which
 /// must not use up what the claims need. Two would do for "the second conflict within DEFEND_INTERVAL"
 /// (RFC 5227 §2.4); a few more show the pace of an attack. 16 × 64 bytes a second are far below what the
 /// reader takes (422,903 events of 141,000 a second were read without a loss).
-pub const REPEATS_PER_SECOND: u32 = 8;
+pub const REPEATS_PER_SECOND: u8 = 8;
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -34,12 +34,12 @@ pub enum Admission {
     },
 }
 
-/// The minute of a [`Claimant`] and of [`Windows`] at `now_ns` (CLOCK_BOOTTIME).
+/// The minute of a [`Claimant`] at `now_ns` (CLOCK_BOOTTIME), which is that of [`Windows::second`].
 ///
-/// Wraps after 8,000 years.
+/// Wraps after 136 years of uptime.
 #[inline(always)]
 pub const fn minute(now_ns: u64) -> u32 {
-    (now_ns / (60 * NS_PER_SECOND)) as u32
+    second(now_ns) / 60
 }
 
 /// Decides what becomes of a sighting at `now_ns` (CLOCK_BOOTTIME) of an address with these `windows`, by a
@@ -61,34 +61,33 @@ pub fn admit(
 ) -> (Windows, Admission) {
     let mut windows = windows;
     let second = second(now_ns);
-    let minute = minute(now_ns);
-    if windows.minute != minute {
-        windows.minute = minute;
-        windows.claimants = 0;
-    }
-    if claimant.is_some_and(|claimant| claimant.minute == minute) {
-        if windows.second != second {
-            windows.second = second;
-            windows.claim_repeats = 0;
-            windows.other_repeats = 0;
+    if windows.second != second {
+        if windows.second / 60 != second / 60 {
+            windows.claimants = 0;
         }
+        windows.second = second;
+        windows.claim_repeats = 0;
+        windows.other_repeats = 0;
+        windows.flood = 0;
+    }
+    if claimant.is_some_and(|claimant| claimant.minute == minute(now_ns)) {
         let claim = matches!(kind, EventKind::Claim);
         let repeats = if claim { &mut windows.claim_repeats } else { &mut windows.other_repeats };
         if *repeats >= REPEATS_PER_SECOND && !due() {
             return (windows, Admission::Fold);
         }
-        *repeats += 1;
+        *repeats = repeats.saturating_add(1);
         return (windows, Admission::Report { repeat: true });
     }
     if windows.claimants < CLAIMANTS_PER_MINUTE || due() {
-        windows.claimants += 1;
+        windows.claimants = windows.claimants.saturating_add(1);
         return (windows, Admission::Report { repeat: false });
     }
     if matches!(kind, EventKind::Echo) {
         return (windows, Admission::Fold);
     }
-    let due = windows.flood_second != second;
-    windows.flood_second = second;
+    let due = windows.flood == 0;
+    windows.flood = 1;
     (windows, Admission::Flood { due })
 }
 
@@ -126,7 +125,7 @@ mod tests {
             let (windows, admission) = admit(self.windows, remembered, kind, || due, now_ns);
             self.windows = windows;
             if matches!(admission, Admission::Report { .. }) {
-                let claimant = Claimant { frames: 1, told: 1, minute: minute(now_ns), pad: 0 };
+                let claimant = Claimant { frames: 1, minute: minute(now_ns), pad: 0, untold: 0 };
                 self.claimants.insert((host, kind), claimant);
             }
             admission

@@ -191,10 +191,10 @@ impl StateWord {
         (self.0 >> 56) as u8
     }
 
-    /// The generation plus 256, as records name it: there 0 is none.
+    /// The generation plus 256, as slots name it: there 0 is none.
     #[inline(always)]
-    pub const fn mark(self) -> u32 {
-        (self.0 >> 56) as u32 | 256
+    pub const fn mark(self) -> u16 {
+        (self.0 >> 56) as u16 | 256
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
 pub struct Standing {
     /// The state word, read once.
     pub word: StateWord,
-    /// See [`crate::abi::Record::fallen`].
-    pub fallen: u32,
+    /// See [`crate::abi::Slot::fallen`].
+    pub fallen: u16,
     /// See [`crate::abi::Slot::lease_until_ns`].
     pub lease_until_ns: u64,
     /// Its group; [`Group::NONE`] if it is in none.
@@ -173,7 +173,7 @@ pub struct Asking<P = u32> {
     /// It asks, so it is to be remembered; else it has answered us.
     pub asks: bool,
     /// [`StateWord::mark`] of the word under which it shows that it follows us; 0 if it doesn't show it.
-    pub followed: u32,
+    pub followed: u16,
 }
 
 /// Decides on a frame that came in on `port`.

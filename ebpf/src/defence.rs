@@ -1,7 +1,7 @@
 //! Meets a claim for an address of ours: turns it into our announcement, or gives the address up.
 
 use arpwarden_common::{
-    abi::{MOVES, Port, Record},
+    abi::{MOVES, Port, Slot},
     defence::{self, Reaction},
     state::{Policy, StateWord},
     verdict::Entry,
@@ -25,22 +25,23 @@ pub(crate) fn meet<const EXCHANGES: bool>(claimed: &Entry<Place>, ingress: u32) 
         Policy::Once | Policy::Hold if !EXCHANGES => return Reaction::Nothing,
         Policy::Yield | Policy::Once | Policy::Hold => {}
     }
-    let Place { slot, record } = claimed.place;
-    decide::<EXCHANGES>(slot, record, claimed.word, ingress)
+    let Place { slot, at } = claimed.place;
+    decide::<EXCHANGES>(slot, at, claimed.word, ingress)
 }
 
 /// Claims are rare, so the clocks are read: the interval is exact, and a lease is not a jiffy late. All arguments are in
 /// registers: what is on the stack of the caller stays there, and two frames have to fit.
 #[inline(never)]
-fn decide<const EXCHANGES: bool>(slot: u32, record: *mut Record, word: StateWord, ingress: u32) -> Reaction {
+fn decide<const EXCHANGES: bool>(slot: u32, at: *mut Slot, word: StateWord, ingress: u32) -> Reaction {
     let Some(Port { moves: allowed, moves_window_s, .. }) = maps::port(ingress) else {
         return Reaction::Nothing;
     };
+    let moves = maps::MOVES.get_ptr_mut(slot).map(<*mut _>::cast::<u64>);
     // SAFETY: a field of a valid aligned map value, read once: before the clock, so that no later defence is in it.
-    let defended_ns = unsafe { (&raw const (*record).defended_ns).read_volatile() };
+    let defended_ns = unsafe { (&raw const (*at).defended_ns).read_volatile() };
     let clocks = maps::clocks();
     let now_ns = clocks.boot_ns;
-    let Some(standing) = maps::standing_again(Place { slot, record }, word) else { return Reaction::Nothing };
+    let Some(standing) = maps::standing_again(at, word) else { return Reaction::Nothing };
     if !standing.may_answer(|| maps::unless_omitted(now_ns)) {
         return Reaction::Nothing;
     }
@@ -50,32 +51,39 @@ fn decide<const EXCHANGES: bool>(slot: u32, record: *mut Record, word: StateWord
             return 0;
         }
         // SAFETY: a field of a valid aligned map value.
-        unsafe { atomic::exchange(&raw mut (*record).conflict, defence::conflict(word, now_ns)) }
+        unsafe { atomic::exchange(&raw mut (*at).conflict, defence::conflict(word, now_ns)) }
     };
-    // SAFETY: a field of a valid aligned map value.
-    let spent =
-        || defence::spent(allowed, moves_window_s, |n| unsafe { a_move(record, n).read_volatile() }, now_ns);
+    let spent = || match moves {
+        // SAFETY: a place in a valid aligned map value.
+        Some(moves) => {
+            defence::spent(allowed, moves_window_s, |n| unsafe { a_move(moves, n).read_volatile() }, now_ns)
+        }
+        // User space counts them, if they are to be counted.
+        None => allowed != 0,
+    };
     let reaction = defence::react(word, armed, earlier, defended_ns, spent, now_ns);
     match reaction {
         Reaction::Nothing => {}
         Reaction::Defend if !EXCHANGES => return Reaction::Nothing,
         Reaction::Defend => {
             // SAFETY: a field of a valid aligned map value.
-            if !unsafe { atomic::exchange_if(&raw mut (*record).defended_ns, defended_ns, now_ns) } {
+            if !unsafe { atomic::exchange_if(&raw mut (*at).defended_ns, defended_ns, now_ns) } {
                 // Another CPU, or the daemon, has defended meanwhile.
                 return Reaction::Nothing;
             }
-            // SAFETY: as above; the exchange gave the moves to this CPU for the interval.
-            unsafe {
-                for place in (1..MOVES).rev() {
-                    a_move(record, place).write_volatile(a_move(record, place - 1).read_volatile());
+            if let Some(moves) = moves {
+                // SAFETY: as above; the exchange gave the moves to this CPU for the interval.
+                unsafe {
+                    for place in (1..MOVES).rev() {
+                        a_move(moves, place).write_volatile(a_move(moves, place - 1).read_volatile());
+                    }
+                    a_move(moves, 0).write_volatile(now_ns);
                 }
-                a_move(record, 0).write_volatile(now_ns);
             }
         }
         Reaction::Fall => {
             // SAFETY: a field of a valid aligned map value; CPUs that race write the same.
-            unsafe { (&raw mut (*record).fallen).write_volatile(word.mark()) };
+            unsafe { (&raw mut (*at).fallen).write_volatile(word.mark()) };
         }
     }
     reaction
@@ -83,8 +91,8 @@ fn decide<const EXCHANGES: bool>(slot: u32, record: *mut Record, word: StateWord
 
 /// The time in a place, which is less than [`MOVES`].
 #[inline(always)]
-fn a_move(record: *mut Record, place: usize) -> *mut u64 {
-    // SAFETY: `record` is a valid map value and the place is within its array.
-    unsafe { (&raw mut (*record).moves_ns).cast::<u64>().add(place & (MOVES - 1)) }
+fn a_move(moves: *mut u64, place: usize) -> *mut u64 {
+    // SAFETY: `moves` begins a valid map value, and the place is within it.
+    unsafe { moves.add(place & (MOVES - 1)) }
 }
 const _: () = assert!(MOVES.is_power_of_two());

@@ -1,7 +1,7 @@
 //! Records what a frame says of a managed address and reports as much of it as [`report`] admits.
 
 use arpwarden_common::{
-    abi::{Claimant, ClaimantKey, Counter, Event, EventKind, Record},
+    abi::{Claimant, ClaimantKey, Claims, Coarse, Counter, Event, EventKind},
     defence::Reaction,
     net::MacAddr,
     report::{self, Admission},
@@ -33,7 +33,7 @@ pub(crate) fn report<C: Context>(packet: &Packet<C>, sighting: &Sighting<Place>,
     if let Some(entry) = entry {
         let contested = entry.contested() && flags & Event::ALLOWED == 0;
         let what = What::new(kind, flags, contested);
-        report_of(packet, entry.place.slot, entry.place.record, entry.word, what);
+        report_of(packet, entry.place, entry.word, what);
     }
 }
 
@@ -106,20 +106,21 @@ impl What {
 /// once more: passed by reference its fields would lie on the caller's stack, where they are in the way of every frame,
 /// and two frames have to fit.
 #[inline(never)]
-fn report_of<C: Context>(packet: &Packet<C>, slot: u32, record: *mut Record, word: StateWord, what: What) {
+fn report_of<C: Context>(packet: &Packet<C>, place: Place, word: StateWord, what: What) {
     let Some(what) = maps::forgotten(what.0.into()).map(What::of) else { return };
+    let (Some(claims), slot) = (place.claims(), place.slot) else { return };
     let (Parsed::Arp(frame), Some(port)) = (packet.read(), maps::port(packet.ctx().interface())) else {
         return;
     };
     let now_ns = maps::now_ns();
     let kind = what.kind();
-    let owner_changed = write_down(record, kind, frame.sender_mac, now_ns);
+    let owner_changed = write_down(claims, kind, frame.sender_mac, now_ns);
     if matches!(kind, EventKind::Claim) && !what.contested() && !owner_changed {
         return;
     }
     let flags = if owner_changed { what.flags() | Event::OWNER_CHANGED } else { what.flags() };
     let interface = port.interface;
-    admit(packet.ctx(), record, &Facts { interface, frame: &frame, slot, word, kind, flags, now_ns });
+    admit(packet.ctx(), claims, &Facts { interface, frame: &frame, slot, word, kind, flags, now_ns });
 }
 
 /// What an event is made of.
@@ -143,26 +144,26 @@ impl Facts<'_> {
     }
 }
 
-/// Adds the frame to the record; tells whether it is a claim by another host than the latest one was.
+/// Adds the frame to the address's counts; tells whether it is a claim by another host than the latest one was.
 #[inline(always)]
-fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64) -> bool {
-    // SAFETY: `record` is a valid aligned map value. Other CPUs write it meanwhile, so counts are atomic and
+fn write_down(claims: *mut Claims, kind: EventKind, sender: MacAddr, now_ns: u64) -> bool {
+    // SAFETY: `claims` is a valid aligned map value. Other CPUs write it meanwhile, so counts are atomic and
     // the other fields are read and written once each; of two claims at the same moment either may be the last.
     unsafe {
         match kind {
             EventKind::Claim => {
-                atomic::add_one(&raw mut (*record).claims);
-                let owner = (&raw const (*record).owner).read_volatile();
-                (&raw mut (*record).owner).write_volatile(sender);
-                (&raw mut (*record).owner_seen_ns).write_volatile(now_ns);
+                atomic::add_one(&raw mut (*claims).claims);
+                let owner = (&raw const (*claims).owner).read_volatile();
+                (&raw mut (*claims).owner).write_volatile(sender);
+                (&raw mut (*claims).owner_seen).write_volatile(Coarse::of(now_ns));
                 owner != sender
             }
             EventKind::Probe => {
-                atomic::add_one(&raw mut (*record).probes);
+                atomic::add_one(&raw mut (*claims).probes);
                 false
             }
             EventKind::Echo | EventKind::Flood => {
-                atomic::add_one(&raw mut (*record).echoes);
+                atomic::add_one_u32(&raw mut (*claims).echoes);
                 false
             }
         }
@@ -171,24 +172,24 @@ fn write_down(record: *mut Record, kind: EventKind, sender: MacAddr, now_ns: u64
 
 /// Reports the frame, folds it or adds it to the flood.
 #[inline(always)]
-fn admit(ctx: &impl EbpfContext, record: *mut Record, facts: &Facts<'_>) {
+fn admit(ctx: &impl EbpfContext, claims: *mut Claims, facts: &Facts<'_>) {
     let key = ClaimantKey::new(facts.slot, facts.frame.sender_mac, facts.kind);
     let claimant = CLAIMANTS.get_ptr_mut(key);
     // SAFETY: both pointers are valid aligned map values. They are copied and written as a whole; what CPUs that
     // race lose that way are bounds, never counts (`Windows`).
     let admission = unsafe {
-        let windows = (&raw const (*record).windows).read();
+        let windows = (&raw const (*claims).windows).read();
         let claimant = claimant.map(|place| place.read());
         let (windows, admission) = report::admit(windows, claimant, facts.kind, || facts.due(), facts.now_ns);
-        (&raw mut (*record).windows).write(windows);
+        (&raw mut (*claims).windows).write(windows);
         admission
     };
-    // Where the frame counts, and the event that is due.
-    let (total, told, event) = match admission {
+    // Where the frame counts until an event tells of it, and the event that is due.
+    let (untold, event) = match admission {
         Admission::Flood { due } => {
-            // SAFETY: fields of a valid aligned map value.
-            let (total, told) = unsafe { (&raw mut (*record).flooded, &raw mut (*record).flood_told) };
-            (total, told, due.then_some((EventKind::Flood, facts.flags)))
+            // SAFETY: a field of a valid aligned map value.
+            let untold = unsafe { &raw mut (*claims).flood_untold };
+            (untold, due.then_some((EventKind::Flood, facts.flags)))
         }
         Admission::Fold | Admission::Report { .. } => {
             let (claimant, event) = match (claimant, admission) {
@@ -210,18 +211,21 @@ fn admit(ctx: &impl EbpfContext, record: *mut Record, facts: &Facts<'_>) {
                 (Some(claimant), Admission::Fold | Admission::Flood { .. }) => (claimant, None),
                 (None, Admission::Fold | Admission::Flood { .. }) => return,
             };
-            // SAFETY: fields of a valid aligned map value.
-            let (total, told) = unsafe { (&raw mut (*claimant).frames, &raw mut (*claimant).told) };
-            (total, told, event)
+            // SAFETY: counters in a valid aligned map value.
+            let untold = unsafe {
+                atomic::add_one(&raw mut (*claimant).frames);
+                &raw mut (*claimant).untold
+            };
+            (untold, event)
         }
     };
     // SAFETY: a counter in a valid aligned map value.
-    unsafe { atomic::add_one(total) };
+    unsafe { atomic::add_one(untold) };
     if let Some((kind, flags)) = event {
         let Some(what) = maps::forgotten(What::new(kind, flags, false).0.into()).map(What::of) else {
             return;
         };
-        send(ctx, total, told, facts, what);
+        send(ctx, untold, facts, what);
     }
 }
 
@@ -229,25 +233,23 @@ fn admit(ctx: &impl EbpfContext, record: *mut Record, facts: &Facts<'_>) {
 /// the map lets one of them in, and that one reports; false for the other.
 #[inline(always)]
 fn remember(key: &ClaimantKey, now_ns: u64) -> bool {
-    let claimant = Claimant { frames: 0, told: 0, minute: report::minute(now_ns), pad: 0 };
+    let claimant = Claimant { frames: 0, minute: report::minute(now_ns), pad: 0, untold: 0 };
     CLAIMANTS.insert(key, claimant, u64::from(BPF_NOEXIST)).is_ok()
 }
 
-/// Sends an event that stands for the frames between `told` and `total`. If the ring is full they stay untold:
-/// the next event tells.
+/// Sends an event that stands for the `untold` frames. If the ring is full they stay untold: the next event tells.
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,
     reason = "an operation is 1 or 2, or `parse` would have refused it"
 )]
-fn send(ctx: &impl EbpfContext, total: *const u64, told: *mut u64, facts: &Facts<'_>, what: What) {
+fn send(ctx: &impl EbpfContext, untold: *mut u64, facts: &Facts<'_>, what: What) {
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return stats::count(Counter::EventsLost) };
-    // SAFETY: both point into valid aligned map values. Each is read and written once; CPUs that race may tell
-    // the same frames twice, the totals stay right.
+    // SAFETY: it points into a valid aligned map value. Two CPUs that race may tell the same frames twice; it is below zero
+    // then until as many have come, and what is told comes to the total again.
     let count = unsafe {
-        let total = total.read_volatile();
-        let count = total.wrapping_sub(told.read_volatile());
-        told.write_volatile(total);
+        let count = untold.read_volatile().cast_signed().max(0).cast_unsigned();
+        atomic::add(untold, count.wrapping_neg());
         count
     };
     let Facts { interface, frame, slot, word, .. } = *facts;

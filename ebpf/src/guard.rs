@@ -28,10 +28,12 @@ pub(crate) fn guard(packet: &Packet<TcContext>) -> i32 {
     }
     let Parsed::Arp(arp) = packet.read_leaving() else { return ctx.pass() };
     let Some(port) = maps::port(ctx.interface()) else { return ctx.pass() };
-    let Some(place) = verdict::guard(&arp, &port, &Maps) else { return ctx.pass() };
+    let Some(place) = verdict::guard(&arp, &port, &Maps::now()) else { return ctx.pass() };
     stats::count(Counter::Guarded);
-    // SAFETY: a counter in a valid aligned map value.
-    unsafe { atomic::add_one(&raw mut (*place.record).guarded) };
+    if let Some(claims) = place.claims() {
+        // SAFETY: a counter in a valid aligned map value.
+        unsafe { atomic::add_one(&raw mut (*claims).guarded) };
+    }
     debug!(
         ctx,
         target: "arpwarden",

@@ -18,6 +18,7 @@ mod stats;
 use arpwarden_common::{
     abi::{self, Port, omit},
     defence::Reaction,
+    index,
     verdict::{Asking, Outcome, Sighting, Witness, verdict},
     wire::arp::{Frame, Parsed},
 };
@@ -35,6 +36,14 @@ use reply::Answer;
 /// Read back by the loader: [`arpwarden_common::names::ABI_VERSION`].
 #[unsafe(no_mangle)]
 static ABI_VERSION: Global<u32> = Global::new(abi::ABI_VERSION);
+
+/// Set before loading, with the maps' sizes: [`arpwarden_common::names::CAPACITY`].
+#[unsafe(no_mangle)]
+static CAPACITY: Global<u32> = Global::new(abi::DEFAULT_CAPACITY);
+
+/// Likewise: [`arpwarden_common::names::INDEX_BUCKETS`].
+#[unsafe(no_mangle)]
+static INDEX_BUCKETS: Global<u32> = Global::new(index::buckets(abi::DEFAULT_CAPACITY));
 
 /// Set by tests before loading: [`arpwarden_common::names::OMIT`].
 #[unsafe(no_mangle)]
@@ -110,12 +119,14 @@ fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
         return pass(&packet, Outcome::InactivePort);
     };
     let observes = port.flags & Port::OBSERVE != 0;
-    let outcome =
-        verdict(&frame, &port, &Maps, &Incoming::<_, EXCHANGES> { packet: &packet, frame: &frame, observes });
+    let maps = Maps::now();
+    let witness =
+        Incoming::<_, EXCHANGES> { packet: &packet, frame: &frame, observes, now_ns: maps.now_ns };
+    let outcome = verdict(&frame, &port, &maps, &witness);
     stats::count(outcome.counter());
     match outcome {
         Outcome::Answered { place, mac } => {
-            stats::answered(place.slot);
+            stats::answered(place);
             if observes {
                 return packet.ctx().pass();
             }
@@ -130,7 +141,7 @@ fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
         }
         Outcome::Defended { mac } => answer(packet, &frame, Answer::Announcement(mac)),
         Outcome::Shielded { place } => {
-            stats::shielded(place.slot);
+            stats::shielded(place);
             if observes || omits(omit::SHIELD) {
                 return packet.ctx().pass();
             }
@@ -172,6 +183,8 @@ struct Incoming<'a, C, const EXCHANGES: bool> {
     frame: &'a Frame,
     /// [`Port::OBSERVE`] is set.
     observes: bool,
+    /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old.
+    now_ns: u64,
 }
 
 impl<C: Context, const EXCHANGES: bool> Witness<Place> for Incoming<'_, C, EXCHANGES> {
@@ -193,7 +206,7 @@ impl<C: Context, const EXCHANGES: bool> Witness<Place> for Incoming<'_, C, EXCHA
 
     #[inline(always)]
     fn asks(&self, asking: Asking<Place>) {
-        askers::note::<EXCHANGES>(&asking, self.frame);
+        askers::note::<EXCHANGES>(&asking, self.frame, self.now_ns);
     }
 }
 

@@ -2,35 +2,36 @@
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Control, Counter, Group, Hint,
-        MAX_ADDRESSES, MAX_ALLOWED, MAX_CLAIMANTS, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS, Port, PortPlace,
-        RING_BYTES, Record, Slot, omit,
+        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Claims, Control, Counter,
+        DEFAULT_CAPACITY, Group, MAX_ALLOWED, MAX_CLAIMANTS, MAX_COUNTED, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS,
+        Moves, Port, PortPlace, RING_BYTES, Slot, omit,
     },
     defence::Clocks,
-    net::{Ipv4, MacAddr},
+    index::{self, Bucket, Hash, Pairs},
+    net::MacAddr,
     state::StateWord,
     verdict::{Entry, Standing, Tables},
 };
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    helpers::{bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 
-use crate::omits;
+use crate::{CAPACITY, INDEX_BUCKETS, omits};
 
+// Those that have a place for each address are made larger or smaller when they are loaded: see `CAPACITY`.
 #[map]
-static ADDRESSES: HashMap<PackedKey, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+static INDEX: Array<Bucket> = Array::with_max_entries(index::buckets(DEFAULT_CAPACITY), BPF_F_MMAPABLE);
 #[map]
-static HINTS: Array<Hint> = Array::with_max_entries(Hint::PLACES, 0);
+static SLOTS: Array<Slot> = Array::with_max_entries(DEFAULT_CAPACITY, BPF_F_MMAPABLE);
 #[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
+static CLAIMS: Array<Claims> = Array::with_max_entries(DEFAULT_CAPACITY, BPF_F_MMAPABLE);
 #[map]
-static RECORDS: Array<Record> = Array::with_max_entries(MAX_ADDRESSES, BPF_F_MMAPABLE);
+static ADDRESS_COUNTERS: Array<AddressCounters> = Array::with_max_entries(DEFAULT_CAPACITY, BPF_F_MMAPABLE);
 #[map]
-pub(crate) static ADDRESS_COUNTERS: PerCpuArray<AddressCounters> =
-    PerCpuArray::with_max_entries(MAX_ADDRESSES, 0);
+pub(crate) static MOVES: HashMap<u32, Moves> = HashMap::with_max_entries(MAX_COUNTED, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static CLAIMANTS: LruHashMap<ClaimantKey, Claimant> =
     LruHashMap::with_max_entries(MAX_CLAIMANTS, 0);
@@ -51,34 +52,6 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// The clock of each CPU as of its current jiffy.
 #[map]
 static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
-
-/// An [`AddressKey`] whose first two fields are one store: the kernel compares keys eight bytes at a time, and a
-/// load that spans several stores has to wait for them.
-#[repr(C, packed(4))]
-struct PackedKey {
-    interface_and_vlan: u64,
-    address: Ipv4,
-}
-const _: () = assert!(size_of::<PackedKey>() == size_of::<AddressKey>());
-
-/// Aligned, or the store would be split again.
-#[repr(C, align(8))]
-struct Aligned(PackedKey);
-
-impl Aligned {
-    #[inline(always)]
-    const fn new(key: &AddressKey) -> Self {
-        let AddressKey { interface, vlan, address } = *key;
-        let vlan = joined(vlan.outer as u64, vlan.inner as u64, 16);
-        Self(PackedKey { interface_and_vlan: joined(interface as u64, vlan, 32), address })
-    }
-}
-
-/// The integer that is `first` and then `second` in memory, of `bits` bits each.
-#[inline(always)]
-const fn joined(first: u64, second: u64, bits: u32) -> u64 {
-    if cfg!(target_endian = "little") { first | second << bits } else { first << bits | second }
-}
 
 /// The boot clock as it was read first in a jiffy.
 #[repr(C)]
@@ -122,8 +95,24 @@ pub(crate) fn port(index: u32) -> Option<Port> {
 pub(crate) struct Place {
     /// Its slot number.
     pub(crate) slot: u32,
-    /// Its record, a valid aligned map value shared by all CPUs: looked up once for each frame.
-    pub(crate) record: *mut Record,
+    /// Its slot, a valid aligned map value shared by all CPUs and user space: looked up once for each frame.
+    pub(crate) at: *mut Slot,
+}
+
+impl Place {
+    /// What frames have said of the address: a valid aligned map value, shared likewise.
+    #[inline(always)]
+    pub(crate) fn claims(self) -> Option<*mut Claims> {
+        CLAIMS.get_ptr_mut(self.slot)
+    }
+
+    /// What this CPU has counted of it.
+    #[inline(always)]
+    pub(crate) fn counters(self) -> Option<*mut AddressCounters> {
+        // SAFETY: the helper takes nothing and only reads.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        ADDRESS_COUNTERS.get_ptr_mut(AddressCounters::place(self.slot, cpu, CAPACITY.load()))
+    }
 }
 
 /// What the group says; one that is not in the map is silent.
@@ -181,35 +170,33 @@ pub(crate) fn clocks() -> Clocks {
     Clocks { boot_ns: boot_ns(), monotonic_ns: unsafe { bpf_ktime_get_ns() } }
 }
 
-/// The maps, as the verdict sees them.
-pub(crate) struct Maps;
+/// The maps, as the verdict sees them at one moment.
+pub(crate) struct Maps {
+    /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old.
+    pub(crate) now_ns: u64,
+}
+
+impl Maps {
+    /// Now.
+    #[inline(always)]
+    pub(crate) fn now() -> Self {
+        Self { now_ns: now_ns() }
+    }
+}
 
 impl Tables for Maps {
     type Place = Place;
 
     #[inline(always)]
     fn address(&self, key: &AddressKey) -> Option<Entry<Place>> {
-        let hint = HINTS.get_ptr(Hint::place(key.address))?;
-        // SAFETY: a valid aligned value; a plain integer, so whatever is read is one.
-        let hint = unsafe { hint.read_volatile() };
-        if hint == Hint::NONE {
-            return None;
-        }
-        // A hint that leads to another address is no proof that this one is not managed: the hash is. A closure here
-        // would be a function of its own, with a frame on the stack.
-        if let Some(slot) = hint.named()
-            && let Some(entry) = entry(slot, key)
-        {
-            return Some(entry);
-        }
-        // SAFETY: a `u32` that user space replaces as a whole; a stale one leads to a slot that says so.
-        let slot = *unsafe { ADDRESSES.get(&Aligned::new(key).0) }?;
-        entry(slot, key)
+        let (interface_and_vlan, address) = key.words();
+        let slot = find(interface_and_vlan, address).checked_sub(1)?;
+        entry(slot, interface_and_vlan, address, self.now_ns)
     }
 
     #[inline(always)]
     fn is_own(&self, mac: MacAddr) -> bool {
-        OWN_MACS.get_ptr(mac).is_some()
+        is_own(mac)
     }
 
     #[inline(always)]
@@ -221,59 +208,95 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn daemon_lives(&self) -> bool {
-        control().heard(now_ns())
+        control().heard(self.now_ns)
     }
 }
 
-/// What the slot says, if it is that of `key`.
+/// Whether a MAC belongs to this network namespace or is answered with.
+#[inline(always)]
+pub(crate) fn is_own(mac: MacAddr) -> bool {
+    OWN_MACS.get_ptr(mac).is_some()
+}
+
+/// A bucket in the map.
+#[derive(Clone, Copy)]
+struct InMap(*const Bucket);
+
+impl Pairs for InMap {
+    #[inline(always)]
+    fn pair(self, n: usize) -> u64 {
+        // SAFETY: a valid aligned `Bucket`, whose entries user space writes meanwhile, each at once.
+        unsafe { self.0.cast::<u64>().add(n).read_volatile() }
+    }
+}
+
+/// The number of the slot of an address, plus one; 0 if it is not managed. The key is that of [`AddressKey::words`]: in
+/// registers, so that this is walked by the verifier once for each call and no more.
+#[inline(never)]
+fn find(interface_and_vlan: u64, address: u32) -> u32 {
+    let hash = Hash::of_words(interface_and_vlan, address, INDEX_BUCKETS.load());
+    let is_it = |slot| match SLOTS.get_ptr(slot) {
+        Some(place) => has_key(place, interface_and_vlan, address),
+        None => false,
+    };
+    match index::find(hash, |bucket| INDEX.get_ptr(bucket).map(InMap), is_it) {
+        Some(slot) => slot + 1,
+        None => 0,
+    }
+}
+
+/// Whether a slot is that of this key.
+#[inline(always)]
+fn has_key(place: *const Slot, interface_and_vlan: u64, address: u32) -> bool {
+    // SAFETY: fields of a valid aligned `Slot`, which user space writes meanwhile; interface and tags are one after the
+    // other and aligned as one.
+    unsafe {
+        (&raw const (*place).interface).cast::<u64>().read_volatile() == interface_and_vlan
+            && (&raw const (*place).address).cast::<u32>().read_volatile() == address
+    }
+}
+
+/// What the slot says, if it is that of this key.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "put together a line before")]
-fn entry(slot: u32, key: &AddressKey) -> Option<Entry<Place>> {
-    let record = RECORDS.get_ptr_mut(slot)?;
-    let place = SLOTS.get_ptr(slot)?;
-    let standing = standing(place, record);
-    // SAFETY: fields of a valid aligned `Slot`, read after the word and the lease: a slot that is reused is made vacant,
-    // gets its new key, then group and lease, then its word, so a standing that belongs to another address is found out.
-    let (interface, vlan, address) = unsafe {
-        (
-            (&raw const (*place).interface).read_volatile(),
-            (&raw const (*place).vlan).read_volatile(),
-            (&raw const (*place).address).read_volatile(),
-        )
-    };
-    if (AddressKey { interface, vlan, address }) != *key || standing.word == StateWord::VACANT {
+fn entry(slot: u32, interface_and_vlan: u64, address: u32, now_ns: u64) -> Option<Entry<Place>> {
+    let at = SLOTS.get_ptr_mut(slot)?;
+    let standing = standing(at);
+    // The key is read after the word and the lease: a slot that is reused is made vacant, gets its new key, then group and
+    // lease, then its word, so a standing that belongs to another address is found out.
+    if !has_key(at, interface_and_vlan, address) || standing.word == StateWord::VACANT {
         return None;
     }
     // However it was found and decided, what follows is the same.
-    let may_answer = standing.may_answer(|| unless_omitted(now_ns()));
+    let may_answer = standing.may_answer(|| unless_omitted(now_ns));
     let decided = forgotten(u64::from(slot) | u64::from(may_answer) << 32)?;
     Some(Entry {
-        place: Place { slot: decided as u32, record },
+        place: Place { slot: decided as u32, at },
         word: standing.word,
         may_answer: decided >> 32 != 0,
     })
 }
 
-/// The standing of the address at `place`, whose word was `word` when the frame came, if it is the same still.
+/// The standing of the address in the slot `at`, whose word was `word` when the frame came, if it is the same still.
 #[inline(always)]
-pub(crate) fn standing_again(place: Place, word: StateWord) -> Option<Standing> {
-    let standing = standing(SLOTS.get_ptr(place.slot)?, place.record);
+pub(crate) fn standing_again(at: *const Slot, word: StateWord) -> Option<Standing> {
+    let standing = standing(at);
     (standing.word == word).then_some(standing)
 }
 
 /// What decides about an address, each field read once. User space writes the slot meanwhile.
 #[inline(always)]
-fn standing(slot: *const Slot, record: *const Record) -> Standing {
-    // SAFETY: both are valid aligned map values.
+fn standing(slot: *const Slot) -> Standing {
+    // SAFETY: a valid aligned map value.
     let (word, lease_until_ns, of_group, fallen) = unsafe {
         (
             (&raw const (*slot).word).read_volatile(),
             (&raw const (*slot).lease_until_ns).read_volatile(),
             (&raw const (*slot).group).read_volatile(),
-            (&raw const (*record).fallen).read_volatile(),
+            (&raw const (*slot).fallen).read_volatile(),
         )
     };
-    let group = if of_group == 0 { Group::NONE } else { group(of_group) };
+    let group = if of_group == 0 { Group::NONE } else { group(of_group.into()) };
     let fallen = if fallen != 0 && omits(omit::FALLEN) { 0 } else { fallen };
     Standing { word: StateWord::from_bits(word), fallen, lease_until_ns, group }
 }

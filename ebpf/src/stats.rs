@@ -2,7 +2,7 @@
 
 use arpwarden_common::abi::Counter;
 
-use crate::maps::{ADDRESS_COUNTERS, COUNTERS};
+use crate::maps::{COUNTERS, Place};
 
 /// Counts one frame (or lost event).
 #[inline(always)]
@@ -14,20 +14,20 @@ pub(crate) fn count(counter: Counter) {
     }
 }
 
-/// Counts an answer for the address in `slot`.
+/// Counts an answer for the address.
 #[inline(always)]
-pub(crate) fn answered(slot: u32) {
-    if let Some(place) = ADDRESS_COUNTERS.get_ptr_mut(slot) {
+pub(crate) fn answered(place: Place) {
+    if let Some(counters) = place.counters() {
         // SAFETY: as in `count`; the value is an `AddressCounters`.
-        unsafe { (*place).answered += 1 }
+        unsafe { (*counters).answered += 1 }
     }
 }
 
-/// Counts a drop by the shield for the address in `slot`.
+/// Counts a drop by the shield for the address.
 #[inline(always)]
-pub(crate) fn shielded(slot: u32) {
-    if let Some(place) = ADDRESS_COUNTERS.get_ptr_mut(slot) {
+pub(crate) fn shielded(place: Place) {
+    if let Some(counters) = place.counters() {
         // SAFETY: as in `count`.
-        unsafe { (*place).shielded += 1 }
+        unsafe { (*counters).shielded += 1 }
     }
 }

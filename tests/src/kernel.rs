@@ -13,7 +13,7 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{Control, Group, MAX_ADDRESSES, MAX_GROUPS, Record, Slot},
+    abi::{Claims, Control, DEFAULT_CAPACITY, Group, MAX_GROUPS, Slot},
     names,
     state::{State, StateWord},
 };
@@ -276,7 +276,7 @@ impl Slots {
             .find(|info| info.name_as_str() == Some(names::SLOTS))
             .expect("the slots map among the daemon's descriptors");
         let map = info.fd().expect("a descriptor of the slots map");
-        Self(Mapped::of(map.as_fd(), MAX_ADDRESSES))
+        Self(Mapped::of(map.as_fd(), DEFAULT_CAPACITY))
     }
 
     /// Those that an instance has pinned, whether its daemon lives or not.
@@ -284,7 +284,7 @@ impl Slots {
     /// # Panics
     /// If there are none.
     pub fn pinned(instance: &str) -> Self {
-        Self(Mapped::pinned(instance, names::SLOTS, MAX_ADDRESSES))
+        Self(Mapped::pinned(instance, names::SLOTS, DEFAULT_CAPACITY))
     }
 
     fn word_at(&self, number: usize) -> &AtomicU64 {
@@ -298,7 +298,7 @@ impl Slots {
     /// # Panics
     /// If it is in none.
     pub fn number_of(&self, address: Ipv4Addr) -> usize {
-        (0..MAX_ADDRESSES as usize)
+        (0..DEFAULT_CAPACITY as usize)
             .find(|&number| {
                 let slot = self.0.read(number);
                 StateWord::from_bits(slot.word).state().is_some() && slot.address == address.into()
@@ -324,6 +324,11 @@ impl Slots {
         word.store(StateWord::new(old.mac(), state, flags, old.generation()).bits(), Ordering::Release);
     }
 
+    /// [`Slot::fallen`] of an address.
+    pub fn fallen(&self, address: Ipv4Addr) -> u16 {
+        self.0.read(self.number_of(address)).fallen
+    }
+
     /// End of the lease of an address, CLOCK_BOOTTIME in nanoseconds; 0 for none.
     pub fn lease_until_ns(&self, address: Ipv4Addr) -> u64 {
         self.0.read(self.number_of(address)).lease_until_ns
@@ -337,10 +342,10 @@ impl Slots {
     }
 
     /// Puts an address into a group; 0 for none.
-    pub fn put_into_group(&self, address: Ipv4Addr, group: u32) {
+    pub fn put_into_group(&self, address: Ipv4Addr, group: u16) {
         let slot = self.0.pointer(self.number_of(address));
         // SAFETY: an aligned field of a slot inside the mapping, written in one store by everybody.
-        let field = unsafe { std::sync::atomic::AtomicU32::from_ptr(&raw mut (*slot).group) };
+        let field = unsafe { std::sync::atomic::AtomicU16::from_ptr(&raw mut (*slot).group) };
         field.store(group, Ordering::Release);
     }
 }
@@ -371,19 +376,19 @@ impl Groups {
     }
 }
 
-/// What the program knows of the addresses of an instance, whether its daemon lives or not.
+/// What frames have said of the addresses of an instance, whether its daemon lives or not.
 #[derive(Debug)]
-pub struct Records(Mapped<Record>);
+pub struct Said(Mapped<Claims>);
 
-impl Records {
+impl Said {
     /// # Panics
     /// If there are none.
     pub fn pinned(instance: &str) -> Self {
-        Self(Mapped::pinned(instance, names::RECORDS, MAX_ADDRESSES))
+        Self(Mapped::pinned(instance, names::CLAIMS, DEFAULT_CAPACITY))
     }
 
-    /// That of the address in this slot.
-    pub fn of(&self, slot: usize) -> Record {
+    /// Of the address in this slot.
+    pub fn of(&self, slot: usize) -> Claims {
         self.0.read(slot)
     }
 }

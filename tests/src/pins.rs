@@ -9,14 +9,13 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{AddressKey, Control, Record, Slot},
+    abi::{Claims, Control, Slot},
     names,
-    net::Vlan,
     state::StateWord,
 };
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, Map, MapData},
 };
 
 use crate::node::Node;
@@ -51,12 +50,13 @@ impl Pins {
         Self { folder, interface: node.host.ns.index_of(interface).expect("the interface") }
     }
 
-    /// What the program knows of an address on `eth0`.
+    /// What frames have said of an address on `eth0`.
     ///
     /// # Panics
     /// If it is in no map.
-    pub fn record(&self, address: Ipv4Addr) -> Record {
-        self.array::<Record>(names::RECORDS).get(&self.slot(address), 0).expect("a record of the slot")
+    pub fn claims(&self, address: Ipv4Addr) -> Claims {
+        let (number, _) = self.slot(address);
+        self.array::<Claims>(names::CLAIMS).get(&number, 0).expect("what was said of the slot")
     }
 
     /// What the daemon has told the program of an address on `eth0`.
@@ -64,13 +64,13 @@ impl Pins {
     /// # Panics
     /// If it is in no map.
     pub fn word(&self, address: Ipv4Addr) -> StateWord {
-        let slot = self.array::<Slot>(names::SLOTS).get(&self.slot(address), 0).expect("a slot");
-        StateWord::from_bits(slot.word)
+        StateWord::from_bits(self.slot(address).1.word)
     }
 
     /// Whether the program itself has given an address up.
     pub fn has_fallen(&self, address: Ipv4Addr) -> bool {
-        self.record(address).fallen == u32::from(self.word(address).generation()) + 256
+        let (_, slot) = self.slot(address);
+        slot.fallen == StateWord::from_bits(slot.word).mark()
     }
 
     /// Changes what the daemon says of itself and of the clock. A daemon that runs soon says it again.
@@ -116,11 +116,15 @@ impl Pins {
         bpf(BPF_LINK_DETACH, &link.as_raw_fd()).unwrap_or_else(|error| panic!("detaching {what}: {error}"));
     }
 
-    fn slot(&self, address: Ipv4Addr) -> u32 {
-        let key = AddressKey { interface: self.interface, vlan: Vlan::UNTAGGED, address: address.into() };
-        let map: HashMap<_, AddressKey, u32> =
-            Map::HashMap(self.map(names::ADDRESSES)).try_into().expect("a hash of addresses");
-        map.get(&key, 0).unwrap_or_else(|error| panic!("{address} is in no slot: {error}"))
+    fn slot(&self, address: Ipv4Addr) -> (u32, Slot) {
+        let map = self.array::<Slot>(names::SLOTS);
+        let slot = |number| (number, map.get(&number, 0).expect("a slot"));
+        (0..map.len())
+            .map(slot)
+            .find(|(_, slot)| {
+                slot.word != 0 && slot.interface == self.interface && slot.address == address.into()
+            })
+            .unwrap_or_else(|| panic!("{address} is in no slot"))
     }
 
     fn array<V: Pod>(&self, name: &str) -> Array<MapData, V> {

@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Ordering,
+    collections::BTreeMap,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
     thread,
     time::Duration,
@@ -13,12 +14,13 @@ use crate::{
 };
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Control, Counter, Event, Group, Hint,
-        Port, PortPlace, Record, Slot,
+        AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Claims, Control, Counter,
+        DEFAULT_CAPACITY, Event, Group, Moves, Port, PortPlace, Slot,
     },
     golden::{Action, GROUP, Managed, NOW, PAST_NS, PORT_INDEX, SLEPT_NS, World},
+    index::{self, Bucket, ENTRIES, Hash, Index},
     names,
-    net::{Ipv4, MacAddr},
+    net::MacAddr,
 };
 use aya::{
     Ebpf, EbpfLoader, Pod,
@@ -56,12 +58,16 @@ const MAX_FRAME: usize = 2_048;
 pub struct Loaded {
     ebpf: Ebpf,
     name: &'static str,
-    addresses: HashMap<MapData, AddressKey, u32>,
+    capacity: u32,
+    cpus: u32,
+    /// What was put there.
+    addresses: BTreeMap<AddressKey, u32>,
+    index: Buckets,
     slots: Array<MapData, Slot>,
-    records: Array<MapData, Record>,
-    address_counters: PerCpuArray<MapData, AddressCounters>,
+    claims: Array<MapData, Claims>,
+    moves: HashMap<MapData, u32, Moves>,
+    address_counters: Array<MapData, AddressCounters>,
     claimants: HashMap<MapData, ClaimantKey, Claimant>,
-    hints: Array<MapData, Hint>,
     groups: Array<MapData, Group>,
     control: Array<MapData, Control>,
     ports: Array<MapData, PortPlace>,
@@ -70,6 +76,21 @@ pub struct Loaded {
     counters: PerCpuArray<MapData, u64>,
     events: RingBuf<MapData>,
     messages: RingBuf<MapData>,
+}
+
+/// The index, an entry at a time.
+struct Buckets(Array<MapData, Bucket>);
+
+impl Index for Buckets {
+    fn read(&self, bucket: u32) -> [u32; ENTRIES] {
+        self.0.get(&bucket, 0).expect("a bucket").0
+    }
+
+    fn write(&mut self, bucket: u32, n: usize, entry: u32) {
+        let mut entries = self.read(bucket);
+        entries[n] = entry;
+        self.0.set(bucket, Bucket(entries), 0).expect("a bucket");
+    }
 }
 
 /// How a frame came out.
@@ -89,11 +110,23 @@ impl Loaded {
 
     /// The same without the safeties `omitted` ([`arpwarden_common::abi::omit`]).
     pub fn load_without(object: &[u8], name: &'static str, log_level: u8, omitted: u32) -> Self {
-        let mut ebpf = EbpfLoader::new()
+        Self::load_for(object, name, log_level, omitted, DEFAULT_CAPACITY)
+    }
+
+    /// The same with maps for `capacity` addresses.
+    pub fn load_for(object: &[u8], name: &'static str, log_level: u8, omitted: u32, capacity: u32) -> Self {
+        let cpus = u32::try_from(nr_cpus().expect("the number of CPUs")).expect("a few");
+        let buckets = index::buckets(capacity);
+        let mut loader = EbpfLoader::new();
+        loader
             .override_global("AYA_LOG_LEVEL", &log_level, true)
-            .override_global(names::OMIT, &omitted, true)
-            .load(object)
-            .expect("the object and its maps load (needs root)");
+            .override_global(names::CAPACITY, &capacity, true)
+            .override_global(names::INDEX_BUCKETS, &buckets, true)
+            .override_global(names::OMIT, &omitted, true);
+        for (map, entries) in names::sizes(capacity, cpus) {
+            loader.map_max_entries(map, entries);
+        }
+        let mut ebpf = loader.load(object).expect("the object and its maps load (needs root)");
         for name in [name, names::GUARD] {
             let program = ebpf.program_mut(name).expect("in the object");
             let loaded = if let Program::Xdp(program) = program {
@@ -106,12 +139,15 @@ impl Loaded {
         let mut map = |name: &str| ebpf.take_map(name).unwrap_or_else(|| panic!("no map {name}"));
         Self {
             name,
-            addresses: map(names::ADDRESSES).try_into().expect("a hash"),
+            capacity,
+            cpus,
+            addresses: BTreeMap::new(),
+            index: Buckets(map(names::INDEX).try_into().expect("an array")),
             slots: map(names::SLOTS).try_into().expect("an array"),
-            records: map(names::RECORDS).try_into().expect("an array"),
-            address_counters: map(names::ADDRESS_COUNTERS).try_into().expect("a per-CPU array"),
+            claims: map(names::CLAIMS).try_into().expect("an array"),
+            moves: map(names::MOVES).try_into().expect("a hash"),
+            address_counters: map(names::ADDRESS_COUNTERS).try_into().expect("an array"),
             claimants: map(names::CLAIMANTS).try_into().expect("a hash"),
-            hints: map(names::HINTS).try_into().expect("an array"),
             groups: map(names::GROUPS).try_into().expect("an array"),
             control: map(names::CONTROL).try_into().expect("an array"),
             ports: map(names::PORTS).try_into().expect("an array"),
@@ -173,17 +209,18 @@ impl Loaded {
         self.clear();
         let (boot_ns, slept_ns) = clocks();
         let shifted = |at: u64| if at == 0 { 0 } else { boot_ns - (NOW - at) };
-        for Managed { key, slot, value, record } in &world.addresses {
-            self.put(*key, *slot, *value);
-            let record = Record {
-                conflict: shifted(record.conflict) & !0xff | record.conflict & 0xff,
-                defended_ns: shifted(record.defended_ns),
-                moves_ns: record.moves_ns.map(shifted),
-                ..*record
+        for Managed { key, slot, value, moves } in &world.addresses {
+            let value = Slot {
+                conflict: shifted(value.conflict) & !0xff | value.conflict & 0xff,
+                defended_ns: shifted(value.defended_ns),
+                ..*value
             };
-            self.records.set(*slot, record, 0).expect("a slot");
+            self.put(*key, *slot, value);
+            if let Some(moves) = moves {
+                self.set_moves(*slot, moves.map(shifted));
+            }
         }
-        self.set_group(GROUP, world.group);
+        self.set_group(GROUP.into(), world.group);
         let Control { layout, heartbeat_ns, slept_ns: world_slept_ns } = world.control;
         self.set_control(Control {
             layout,
@@ -205,11 +242,15 @@ impl Loaded {
     pub fn put(&mut self, key: AddressKey, slot: u32, value: Slot) {
         let AddressKey { interface, vlan, address } = key;
         self.set_slot(slot, Slot { interface, vlan, address, ..value });
-        self.addresses.insert(key, slot, 0).expect("room for an address");
-        let place = Hint::place(address);
-        let taken = self.hints.get(&place, 0).expect("a hint") != Hint::NONE;
-        let hint = if taken { Hint::MANY } else { Hint::slot(slot) };
-        self.hints.set(place, hint, 0).expect("a hint");
+        if self.addresses.insert(key, slot) != Some(slot) {
+            self.lead(key, slot);
+        }
+    }
+
+    /// Makes a key lead to a slot, whatever is there, for ever.
+    pub fn lead(&mut self, key: AddressKey, slot: u32) {
+        let hash = Hash::of(&key, index::buckets(self.capacity));
+        assert!(index::insert(&mut self.index, hash, slot), "room for an address");
     }
 
     /// Writes a slot, whatever leads to it.
@@ -227,14 +268,9 @@ impl Loaded {
         self.control.set(0, control, 0).expect("the one value");
     }
 
-    /// Writes a record.
-    pub fn set_record(&mut self, slot: u32, record: Record) {
-        self.records.set(slot, record, 0).expect("a slot");
-    }
-
-    /// Writes the hint for an address, whatever leads to its slot.
-    pub fn set_hint(&mut self, address: [u8; 4], hint: Hint) {
-        self.hints.set(Hint::place(Ipv4::new(address)), hint, 0).expect("a hint");
+    /// Writes when an address was defended.
+    pub fn set_moves(&mut self, slot: u32, moves: Moves) {
+        self.moves.insert(slot, moves, 0).expect("room for a budget");
     }
 
     /// Names a port, wherever the frames come in.
@@ -265,14 +301,17 @@ impl Loaded {
     }
 
     fn clear(&mut self) {
-        for key in keys(&self.addresses) {
-            let slot = self.addresses.get(&key, 0).expect("listed");
-            self.addresses.remove(&key).expect("listed");
+        for (key, slot) in std::mem::take(&mut self.addresses) {
+            index::remove(&mut self.index, Hash::of(&key, index::buckets(self.capacity)), slot);
             self.set_slot(slot, Slot::VACANT);
-            self.hints.set(Hint::place(key.address), Hint::NONE, 0).expect("a hint");
-            self.records.set(slot, Record::default(), 0).expect("a slot");
-            let zero = per_cpu(AddressCounters::default());
-            self.address_counters.set(slot, zero, 0).expect("a slot");
+            self.claims.set(slot, Claims::default(), 0).expect("a slot");
+            for cpu in 0..self.cpus {
+                let place = AddressCounters::place(slot, cpu, self.capacity);
+                self.address_counters.set(place, AddressCounters::default(), 0).expect("a slot");
+            }
+        }
+        for slot in keys(&self.moves) {
+            self.moves.remove(&slot).expect("listed");
         }
         for key in keys(&self.claimants) {
             self.claimants.remove(&key).expect("listed");
@@ -302,18 +341,31 @@ impl Loaded {
         self.counters.get(&(counter as u32), 0).expect("a counter").iter().sum()
     }
 
-    /// The record of a slot.
-    pub fn record(&self, slot: u32) -> Record {
-        self.records.get(&slot, 0).expect("a slot")
+    /// A slot.
+    pub fn slot(&self, slot: u32) -> Slot {
+        self.slots.get(&slot, 0).expect("a slot")
+    }
+
+    /// What frames have said of the address in a slot.
+    pub fn claims(&self, slot: u32) -> Claims {
+        self.claims.get(&slot, 0).expect("a slot")
+    }
+
+    /// The latest defences of the address in a slot, if they are counted.
+    pub fn moves(&self, slot: u32) -> Option<Moves> {
+        self.moves.get(&slot, 0).ok()
     }
 
     /// The counters of a slot, summed over the CPUs.
     pub fn address_counters(&self, slot: u32) -> AddressCounters {
-        let all = self.address_counters.get(&slot, 0).expect("a slot");
-        AddressCounters {
-            answered: all.iter().map(|c| c.answered).sum(),
-            shielded: all.iter().map(|c| c.shielded).sum(),
-        }
+        (0..self.cpus).fold(AddressCounters::default(), |sum, cpu| {
+            let place = AddressCounters::place(slot, cpu, self.capacity);
+            let of_cpu = self.address_counters.get(&place, 0).expect("a slot");
+            AddressCounters {
+                answered: sum.answered + of_cpu.answered,
+                shielded: sum.shielded + of_cpu.shielded,
+            }
+        })
     }
 
     /// The claimants that are remembered.

@@ -12,7 +12,7 @@ use std::{
 use arpwarden_common::{abi::ABI_VERSION, names, net::MacAddr, state::State, wire::arp::Form};
 use arpwarden_tests::{
     flood::{Answers, Asked, Flood, Flooded, ask, settled},
-    kernel::{Records, Slots, claim_other_layout, egress_programs, ingress_programs, replace_pinned_map},
+    kernel::{Slots, claim_other_layout, egress_programs, ingress_programs, replace_pinned_map},
     ms,
     netns::{Host, Net, ip, stranger},
     node::{Node, finish, program},
@@ -357,18 +357,17 @@ fn given_up_while_dead(defend: &str, conflicts: u16) {
     let address = settled_online(&node, 100, &["--defend", defend]);
     let other = settled_online(&node, 101, &[]);
     node.kill();
-    let slot = Slots::pinned(&node.instance).number_of(address);
-    let records = Records::pinned(&node.instance);
+    let slots = Slots::pinned(&node.instance);
     let tap = net.tap(0);
     for claimant in 1..=conflicts {
-        assert_eq!(records.of(slot).fallen, 0);
+        assert_eq!(slots.fallen(address), 0);
         claims(net.host(1), stranger(claimant), address);
         if claimant < conflicts {
             let defence = |frame: &Captured| !frame.outgoing && frame.says(address, node.host.mac);
             tap.wait_for("the defence", ms(2_000), defence);
         }
     }
-    wait_for("the program to give up", ms(2_000), || (records.of(slot).fallen != 0).then_some(()));
+    wait_for("the program to give up", ms(2_000), || (slots.fallen(address) != 0).then_some(()));
     assert!(has_address(&node.host.ns, address), "nobody is there to take it off");
     assert!(!answers(&net, &node, address));
     assert!(answers(&net, &node, other));
@@ -448,8 +447,8 @@ fn a_pinned_map_of_another_shape_is_refused_by_name_and_unload_takes_it_all_off(
     let mut node = Node::start(host);
     let address = node.online(100);
     node.kill();
-    replace_pinned_map(&node.pins().join("maps").join(names::RECORDS), 312, 16_384);
-    start_is_refused(&net, &node, address, &[names::RECORDS, "unload"]);
+    replace_pinned_map(&node.pins().join("maps").join(names::CLAIMS), 64, 16_384);
+    start_is_refused(&net, &node, address, &[names::CLAIMS, "unload"]);
     node.cli(&["unload"]).expect(0).naming("10.7.0.100");
     nothing_is_left(&node, &before);
 }
@@ -460,8 +459,8 @@ fn a_missing_map_among_the_pins_is_refused_by_name() {
     let mut node = Node::start(net.host(0));
     let address = node.online(100);
     node.kill();
-    fs::remove_file(node.pins().join("maps").join(names::HINTS)).expect("a pinned map");
-    start_is_refused(&net, &node, address, &[names::HINTS, "unload"]);
+    fs::remove_file(node.pins().join("maps").join(names::INDEX)).expect("a pinned map");
+    start_is_refused(&net, &node, address, &[names::INDEX, "unload"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::{AddressKey, Asker, Control, Counter, Event, Group, Record, Slot, omit},
+    abi::{AddressKey, Asker, Coarse, Control, Counter, Event, Group, MOVES, Slot, omit},
     golden::{
         self, ASKER, GATEWAY, GENERATION, GROUP, Kind, Managed, OUR_MAC, Row, SIBLING_MAC, SLOT,
         STRANGER_MAC, Tags, guard,
@@ -27,7 +27,11 @@ use arpwarden_tests::prog_run::{Loaded, Repeater, clocks, tc_action, xdp_action}
 const SECOND_NS: u64 = 1_000_000_000;
 /// Longer than a jiffy, with HZ at 100 or more.
 const JIFFY: Duration = Duration::from_millis(12);
-const MARK: u32 = 256 + GENERATION as u32;
+const MARK: u16 = 256 + GENERATION as u16;
+/// Longer than a unit of the clock of the askers.
+const UNIT: Duration = Duration::from_millis(30);
+/// Longer than a host keeps its place among them.
+const KEPT: Duration = Duration::from_millis(1_100);
 
 /// The untagged row of this kind in the column with this name.
 fn row(kind: Kind, name: &str) -> Row {
@@ -58,24 +62,19 @@ fn enter(row: &Row) -> Loaded {
 /// Lets so much time pass for what the program remembers of the address.
 fn age(loaded: &mut Loaded, seconds: u64) {
     let back = |at: u64| at.saturating_sub(seconds * SECOND_NS);
-    let record = loaded.record(SLOT);
-    let conflict =
-        if record.conflict == 0 { 0 } else { back(record.conflict) & !0xff | record.conflict & 0xff };
-    loaded.set_record(
-        SLOT,
-        Record {
-            conflict,
-            defended_ns: back(record.defended_ns),
-            moves_ns: record.moves_ns.map(back),
-            ..record
-        },
-    );
+    let slot = loaded.slot(SLOT);
+    let conflict = if slot.conflict == 0 { 0 } else { back(slot.conflict) & !0xff | slot.conflict & 0xff };
+    loaded.set_slot(SLOT, Slot { conflict, defended_ns: back(slot.defended_ns), ..slot });
+    if let Some(moves) = loaded.moves(SLOT) {
+        loaded.set_moves(SLOT, moves.map(back));
+    }
 }
 
 /// Gives the address another word.
 fn set_word(loaded: &mut Loaded, row: &Row, word: StateWord) {
-    let Managed { slot, value, .. } = row.world.addresses[0];
-    loaded.set_slot(slot, Slot { word: word.bits(), ..value });
+    let slot = row.world.addresses[0].slot;
+    let there = loaded.slot(slot);
+    loaded.set_slot(slot, Slot { word: word.bits(), ..there });
 }
 
 /// The daemon is heard.
@@ -137,9 +136,9 @@ fn a_storm_of_claims_is_defended_once_in_an_interval() {
     assert_eq!(actions[0], xdp_action::TX, "the first claim is answered");
     assert!(actions[1..].iter().all(|action| *action == xdp_action::PASS));
     assert_eq!((loaded.counter(Counter::Defended), loaded.counter(Counter::Claims)), (1, 1_000));
-    let record = loaded.record(SLOT);
-    assert!((before..clocks().0).contains(&record.defended_ns), "by the boot clock, not by the jiffy");
-    assert_eq!(record.moves_ns, [record.defended_ns, 0, 0, 0, 0, 0, 0, 0]);
+    let slot = loaded.slot(SLOT);
+    assert!((before..clocks().0).contains(&slot.defended_ns), "by the boot clock, not by the jiffy");
+    assert_eq!(loaded.moves(SLOT), None, "there is no budget");
     let defended: Vec<bool> =
         loaded.events().iter().map(|event| event.flags & Event::DEFENDED != 0).collect();
     assert!(defended[0] && !defended[1..].contains(&true));
@@ -162,8 +161,8 @@ fn of_two_cpus_that_see_claims_at_the_moment_when_one_is_due_one_defends() {
         beat(&mut loaded);
         // Both are in the middle of a storm of claims, some 100 ns apart, when the interval is over.
         let due_ns = clocks().0 + 4_000_000;
-        let record = loaded.record(SLOT);
-        loaded.set_record(SLOT, Record { defended_ns: due_ns - 10 * SECOND_NS, ..record });
+        let slot = loaded.slot(SLOT);
+        loaded.set_slot(SLOT, Slot { defended_ns: due_ns - 10 * SECOND_NS, ..slot });
         thread::scope(|scope| {
             for (cpu, claims) in &storms {
                 scope.spawn(move || {
@@ -176,10 +175,10 @@ fn of_two_cpus_that_see_claims_at_the_moment_when_one_is_due_one_defends() {
             }
         });
         assert_eq!(loaded.counter(Counter::Defended), round);
-        let defended_ns = loaded.record(SLOT).defended_ns;
+        let defended_ns = loaded.slot(SLOT).defended_ns;
         assert!(defended_ns >= due_ns, "{} ns early in round {round}", due_ns - defended_ns);
     }
-    assert_eq!(loaded.record(SLOT).claims, loaded.counter(Counter::Claims));
+    assert_eq!(loaded.claims(SLOT).claims, loaded.counter(Counter::Claims));
 }
 
 #[test]
@@ -194,7 +193,7 @@ fn of_two_conflicts_at_the_same_moment_one_is_the_second() {
         let mut expected = [0; 4];
         (expected[TX], expected[DROP]) = (1, 1);
         assert_eq!(on_two_cpus(&loaded, &row.frame, 1), expected, "round {round}");
-        assert_eq!(loaded.record(SLOT).fallen, MARK, "round {round}");
+        assert_eq!(loaded.slot(SLOT).fallen, MARK, "round {round}");
         let mut flags: Vec<u8> = loaded.events().iter().map(|event| event.flags).collect();
         flags.sort_unstable();
         assert!(flags.iter().any(|flags| flags & Event::DEFENDED != 0), "round {round}: {flags:?}");
@@ -209,6 +208,8 @@ fn the_move_budget_is_kept_over_its_window() {
     let mut port = row.world.port.expect("the row has a port");
     (port.moves, port.moves_window_s) = (2, 28);
     loaded.put_port(golden::PORT_INDEX, port);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS, "what is not counted is left to user space");
+    loaded.set_moves(SLOT, [0; MOVES]);
     let mut defends = |seconds_later| {
         age(&mut loaded, seconds_later);
         loaded.run(&row.frame).action == xdp_action::TX
@@ -232,13 +233,13 @@ fn a_claim_that_is_defended_is_reported_beyond_all_bounds() {
     };
     for host in 0..2 * CLAIMANTS_PER_MINUTE {
         for _ in 0..2 * REPEATS_PER_SECOND {
-            loaded.run(&claimed_by(host));
+            loaded.run(&claimed_by(host.into()));
         }
     }
     for host in [0, 2 * CLAIMANTS_PER_MINUTE] {
         loaded.events();
         beat(&mut loaded);
-        let frame = claimed_by(host);
+        let frame = claimed_by(host.into());
         assert_eq!(loaded.run(&frame).action, xdp_action::TX);
         let events = loaded.events();
         let [event] = events[..] else { panic!("one event: {events:?}") };
@@ -259,7 +260,7 @@ fn an_address_that_has_fallen_is_silent_in_every_way_until_it_is_claimed_anew() 
     assert_eq!(loaded.run_guard(&leaving, None), tc_action::UNSPEC);
 
     assert_eq!(loaded.run(&row.frame).action, xdp_action::DROP, "Linux would answer it");
-    assert_eq!(loaded.record(SLOT).fallen, MARK);
+    assert_eq!(loaded.slot(SLOT).fallen, MARK);
     let flags: Vec<u8> = loaded.events().iter().map(|event| event.flags).collect();
     assert_eq!(flags, [Event::OWNER_CHANGED | Event::FELL]);
     for _ in 0..3 {
@@ -300,7 +301,7 @@ fn past_its_lease_an_address_is_neither_answered_nor_asked_in_the_name_of_nor_de
     }
     beat(&mut loaded);
     assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS);
-    assert_eq!(loaded.record(SLOT).defended_ns, 0);
+    assert_eq!(loaded.slot(SLOT).defended_ns, 0);
     assert_eq!(loaded.run_guard(&leaving, None), tc_action::SHOT);
 }
 
@@ -319,7 +320,7 @@ fn a_group_flips_all_its_addresses_in_one_store() {
         loaded.put(key, 100 + u32::from(last), value);
     }
     let mut all = |group| {
-        loaded.set_group(GROUP, group);
+        loaded.set_group(GROUP.into(), group);
         let mut actions: Vec<u32> = (1..=20).map(|last| loaded.run(&asked_for(last)).action).collect();
         actions.dedup();
         let [action] = actions[..] else { panic!("all of them alike: {actions:?}") };
@@ -335,7 +336,7 @@ fn a_group_flips_all_its_addresses_in_one_store() {
         assert_eq!(all(Group { word: 7, lease_until_ns: 0 }), xdp_action::DROP, "an unknown word");
     }
     // A group that is not in the map.
-    loaded.set_slot(SLOT, Slot { group: u32::MAX, ..value });
+    loaded.set_slot(SLOT, Slot { group: u16::MAX, ..value });
     assert_eq!(loaded.run(&row.frame).action, xdp_action::DROP);
 }
 
@@ -351,9 +352,9 @@ fn asked_by(frame: &[u8], host: u8) -> Vec<u8> {
 
 /// The hosts that are remembered, in no order.
 fn remembered(loaded: &Loaded) -> Vec<u8> {
-    let askers = loaded.record(SLOT).askers;
+    let askers = loaded.slot(SLOT).askers;
     let mut hosts: Vec<u8> =
-        askers.iter().filter(|asker| asker.seen_ns != 0).map(|asker| asker.address.octets()[3]).collect();
+        askers.iter().filter(|asker| asker.seen != Coarse::NEVER).map(|asker| asker.address.octets()[3]).collect();
     hosts.sort_unstable();
     hosts
 }
@@ -365,20 +366,25 @@ fn the_most_recent_askers_are_remembered_by_owner_and_watcher_alike() {
         let loaded = enter(&row);
         for host in [10, 11, 12, 13, 10, 14] {
             loaded.run(&asked_by(&row.frame, host));
-            thread::sleep(JIFFY);
+            thread::sleep(UNIT);
         }
+        assert_eq!(remembered(&loaded), [10, 11, 12, 13], "{state:?}: within a second nobody loses a place");
+        thread::sleep(KEPT);
+        loaded.run(&asked_by(&row.frame, 10));
+        loaded.run(&asked_by(&row.frame, 14));
         assert_eq!(remembered(&loaded), [10, 12, 13, 14], "{state:?}");
         let before = clocks().0;
         loaded.run(&asked_by(&row.frame, 12));
         let asker = asker(&loaded, 12);
-        assert!(asker.seen_ns + 10_000_000 > before, "{state:?}");
-        assert_eq!(asker.mac, MacAddr::new([2, 2, 0, 0, 0, 12]), "{state:?}");
+        let seen_ns = asker.seen.at(clocks().0).expect("seen");
+        assert!(seen_ns + Coarse::UNIT_NS + 10_000_000 > before, "{state:?}");
+        assert_eq!(asker.mac(), MacAddr::new([2, 2, 0, 0, 0, 12]), "{state:?}");
     }
 }
 
 fn asker(loaded: &Loaded, host: u8) -> Asker {
     let of = |asker: &&Asker| asker.address == Ipv4::new([198, 51, 100, host]);
-    *loaded.record(SLOT).askers.iter().find(of).expect("remembered")
+    *loaded.slot(SLOT).askers.iter().find(of).expect("remembered")
 }
 
 #[test]
@@ -399,9 +405,9 @@ fn a_flood_of_askers_leaves_four_and_does_no_more() {
             });
         }
     });
-    let askers = loaded.record(SLOT).askers;
+    let askers = loaded.slot(SLOT).askers;
     for asker in askers {
-        assert_eq!(asker.mac.octets()[5], asker.address.octets()[3], "of one host: {asker:?}");
+        assert_eq!(asker.mac().octets()[5], asker.address.octets()[3], "of one host: {asker:?}");
     }
     assert_eq!(loaded.counter(Counter::Answered), 2 * 20 * 250);
 }
@@ -415,38 +421,38 @@ fn an_asker_follows_once_it_asks_or_answers_us_by_unicast() {
     answer[22..28].copy_from_slice(&STRANGER_MAC);
     answer[28..32].copy_from_slice(&ASKER);
     loaded.run(&answer);
-    assert_eq!(loaded.record(SLOT).askers, [Asker::default(); 4], "who never asked is not remembered");
+    assert_eq!(loaded.slot(SLOT).askers, [Asker::default(); 4], "who never asked is not remembered");
     let follows = |loaded: &Loaded| {
-        let [asker, ..] = loaded.record(SLOT).askers;
-        assert_eq!((asker.mac, asker.address), (MacAddr::new(STRANGER_MAC), Ipv4::new(ASKER)));
-        (asker.followed, asker.followed_ns)
+        let Slot { askers: [asker, ..], followed: [followed, ..], .. } = loaded.slot(SLOT);
+        assert_eq!((asker.mac(), asker.address), (MacAddr::new(STRANGER_MAC), Ipv4::new(ASKER)));
+        (asker.followed(), followed)
     };
     loaded.run(&row.frame);
-    assert_eq!(follows(&loaded), (0, 0), "a broadcast request tells nothing of its cache");
+    assert_eq!(follows(&loaded), (0, Coarse::NEVER), "a broadcast request tells nothing of its cache");
     let mut flooded = answer.clone();
     flooded[..6].copy_from_slice(&golden::OTHER_MAC);
     loaded.run(&flooded);
-    assert_eq!(follows(&loaded), (0, 0), "it answered somebody else");
+    assert_eq!(follows(&loaded), (0, Coarse::NEVER), "it answered somebody else");
     loaded.run(&answer);
-    let (mark, first_ns) = follows(&loaded);
+    let (mark, first) = follows(&loaded);
     assert_eq!(mark, MARK);
-    assert_ne!(first_ns, 0);
+    assert_ne!(first, Coarse::NEVER);
 
-    thread::sleep(JIFFY);
+    thread::sleep(UNIT);
     let unicast = plain(Kind::RequestToOurMac, State::Online).frame;
     loaded.run(&answer);
     loaded.run(&unicast);
-    assert_eq!(follows(&loaded), (MARK, first_ns), "when it followed first is kept");
+    assert_eq!(follows(&loaded), (MARK, first), "when it followed first is kept");
 
     let word = |state, generation| StateWord::new(MacAddr::new(OUR_MAC), state, StateWord::LOCAL, generation);
     set_word(&mut loaded, &row, word(State::Probing, GENERATION + 1));
     loaded.run(&unicast);
-    assert_eq!(follows(&loaded), (MARK, first_ns), "nobody follows what may not answer");
+    assert_eq!(follows(&loaded), (MARK, first), "nobody follows what may not answer");
     set_word(&mut loaded, &row, word(State::Online, GENERATION + 1));
     loaded.run(&unicast);
-    let (mark, second_ns) = follows(&loaded);
+    let (mark, second) = follows(&loaded);
     assert_eq!(mark, MARK + 1);
-    assert!(second_ns > first_ns);
+    assert!(first.before(second) > 0);
 }
 
 #[test]
@@ -460,7 +466,7 @@ fn this_host_is_not_an_asker_of_its_own() {
     sibling_answers[22..28].copy_from_slice(&SIBLING_MAC);
     sibling_answers[28..32].copy_from_slice(&GATEWAY);
     loaded.run(&sibling_answers);
-    assert_eq!(loaded.record(SLOT).askers, [Asker::default(); 4]);
+    assert_eq!(loaded.slot(SLOT).askers, [Asker::default(); 4]);
 }
 
 #[test]
@@ -510,8 +516,8 @@ fn an_observed_port_changes_nothing_in_the_world() {
     for _ in 0..3 {
         assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS);
     }
-    let record = loaded.record(SLOT);
-    assert_eq!((record.claims, record.defended_ns, record.fallen), (3, 0, 0));
+    let slot = loaded.slot(SLOT);
+    assert_eq!((loaded.claims(SLOT).claims, slot.defended_ns, slot.fallen), (3, 0, 0));
     assert_eq!(loaded.run(&plain(Kind::Request, State::Online).frame).action, xdp_action::PASS);
     assert_eq!(loaded.address_counters(SLOT).answered, 1, "it says what it would have done");
 }

@@ -4,14 +4,15 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use arpwarden_common::{
-    abi::{AddressKey, Hint, MAX_ADDRESSES, Slot},
+    abi::{AddressKey, DEFAULT_CAPACITY, Slot},
+    index::{self, Bucket, ENTRIES, Hash, Index},
     names,
     net::{MacAddr, Vlan},
     state::{State, StateWord},
     wire::arp::{Form, Outgoing},
 };
 use arpwarden_tests::{
-    kernel::{Records, Slots, XdpPass, detach_pinned, egress_programs},
+    kernel::{Said, Slots, XdpPass, detach_pinned, egress_programs},
     ms,
     netns::{Host, Net, ip, stranger},
     node::Node,
@@ -21,7 +22,7 @@ use arpwarden_tests::{
     wait_for,
     wire::{Captured, Wire, announcement, boot_ns, bytes, marker, reply, request},
 };
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 
 const NATIVE: &[&str] = &["--iface", "eth0", "--attach", "native"];
 
@@ -86,7 +87,7 @@ impl<'net> Bench<'net> {
     /// Frames of the address that the guard has kept in, as the maps have it.
     fn guarded(&self, address: Ipv4Addr) -> u64 {
         let slot = Slots::pinned(&self.node.instance).number_of(address);
-        Records::pinned(&self.node.instance).of(slot).guarded
+        Said::pinned(&self.node.instance).of(slot).guarded
     }
 
     /// Sends a frame of each kind, and asserts that none leaves and that each is counted.
@@ -241,9 +242,8 @@ fn nothing_leaves_after_the_program_has_given_an_address_up_for_a_frozen_daemon(
     let address = bench.node.online_with(100, &["--defend", "yield"]);
     bench.node.freeze();
     bench.stranger_claims(address);
-    let slot = Slots::pinned(&bench.node.instance).number_of(address);
-    let records = Records::pinned(&bench.node.instance);
-    wait_for("the program to give up", ms(2_000), || (records.of(slot).fallen != 0).then_some(()));
+    let slots = Slots::pinned(&bench.node.instance);
+    wait_for("the program to give up", ms(2_000), || (slots.fallen(address) != 0).then_some(()));
     assert!(has_address(&bench.node.host.ns, address));
     bench.all_stay_in(address);
     bench.the_kernel_stays_in(address);
@@ -323,17 +323,25 @@ fn what_is_not_our_business_leaves() {
 /// Puts an address in a VLAN into the maps, for which there is no command yet.
 fn put_into_the_maps(node: &Node, key: AddressKey, word: StateWord) {
     let open = |name: &str| MapData::from_pin(node.pins().join("maps").join(name)).expect("a pinned map");
-    let number = MAX_ADDRESSES - 1;
+    struct Buckets(Array<MapData, Bucket>);
+    impl Index for Buckets {
+        fn read(&self, bucket: u32) -> [u32; ENTRIES] {
+            self.0.get(&bucket, 0).expect("a bucket").0
+        }
+        fn write(&mut self, bucket: u32, n: usize, entry: u32) {
+            let mut entries = self.read(bucket);
+            entries[n] = entry;
+            self.0.set(bucket, Bucket(entries), 0).expect("the address is found");
+        }
+    }
+    let number = DEFAULT_CAPACITY - 1;
     let AddressKey { interface, vlan, address } = key;
     let mut slots: Array<_, Slot> = Map::Array(open(names::SLOTS)).try_into().expect("an array");
     slots
         .set(number, Slot { word: word.bits(), interface, vlan, address, ..Slot::VACANT }, 0)
         .expect("the slot is written");
-    let mut addresses: HashMap<_, AddressKey, u32> =
-        Map::HashMap(open(names::ADDRESSES)).try_into().expect("a hash");
-    addresses.insert(key, number, 0).expect("the address is found");
-    let mut hints: Array<_, Hint> = Map::Array(open(names::HINTS)).try_into().expect("an array");
-    hints.set(Hint::place(address), Hint::MANY, 0).expect("the hint leads to the hash");
+    let mut buckets = Buckets(Map::Array(open(names::INDEX)).try_into().expect("an array"));
+    assert!(index::insert(&mut buckets, Hash::of(&key, index::buckets(DEFAULT_CAPACITY)), number));
 }
 
 #[test]
@@ -346,15 +354,15 @@ fn an_address_in_a_vlan_is_kept_in_inside_its_tags_only() {
     for vlan in [Vlan { outer: 5, inner: 0 }, Vlan { outer: 5, inner: 6 }] {
         let key = AddressKey { interface: index, vlan, address: ip(100).into() };
         put_into_the_maps(&bench.node, key, StateWord::new(own, State::Lost, 0, 1));
-        let (slots, records) = (Slots::pinned(&bench.node.instance), Records::pinned(&bench.node.instance));
+        let (slots, said) = (Slots::pinned(&bench.node.instance), Said::pinned(&bench.node.instance));
         let slot = slots.number_of(ip(100));
-        let before = records.of(slot).guarded;
+        let before = said.of(slot).guarded;
         sent(bench.node.host, &bench.tap);
         let wire = bench.node.host.wire();
         let in_tags = |vlan| bytes(&Outgoing { vlan, ..announcement(own, ip(100)) });
         wire.offer(&in_tags(vlan)).expect_err("the frame leaves");
         assert_eq!(sent(bench.node.host, &bench.tap), []);
-        assert_eq!(records.of(slot).guarded, before + 1);
+        assert_eq!(said.of(slot).guarded, before + 1);
         bench.all_leave(&[
             in_tags(Vlan::UNTAGGED),
             in_tags(Vlan { outer: 6, inner: 0 }),

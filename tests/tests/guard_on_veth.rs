@@ -64,7 +64,7 @@ fn each_fares_as_the_table_says(send: impl Fn(&Netns, &[u8]) -> Vec<u8>) {
         let expected = if row.kept { vec![] } else { vec![sent] };
         assert!(came == expected, "{name}: {} frames came", came.len());
         assert_eq!(loaded.counter(Counter::Guarded), u64::from(row.kept), "{name}");
-        assert_eq!(loaded.record(SLOT).guarded, u64::from(row.kept), "{name}");
+        assert_eq!(loaded.claims(SLOT).guarded, u64::from(row.kept), "{name}");
         kept += u64::from(row.kept);
     }
     assert!(kept >= 8 && kept < rows.len() as u64, "{kept} of {}", rows.len());

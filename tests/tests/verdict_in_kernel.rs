@@ -3,8 +3,11 @@
 
 use arpwarden::io::bpf::OBJECT;
 use arpwarden_common::{
-    abi::{ASKERS, AddressKey, Asker, Counter, Event, EventKind, Hint, Record, Slot},
-    golden::{self, Kind, Managed, Row, SLOT, Sees, Tags},
+    abi::{
+        ASKERS, AddressKey, Asker, Claims, Coarse, Counter, DEFAULT_CAPACITY, Event, EventKind, MAX_CAPACITY,
+        Slot,
+    },
+    golden::{self, Kind, Managed, Row, SLOT, Sees, Tags, World},
     names,
     net::{Ipv4, MacAddr, Vlan},
     report::{CLAIMANTS_PER_MINUTE, REPEATS_PER_SECOND},
@@ -106,8 +109,8 @@ fn the_guard_keeps_in_what_the_table_says_and_nothing_else() {
             let counted = if counter == Counter::Guarded { kept } else { 0 };
             assert_eq!(loaded.counter(counter), counted, "{counter:?} of {name}");
         }
-        assert_eq!(loaded.record(SLOT).guarded, kept, "{name}");
-        assert_eq!(loaded.record(SLOT + 1), Record::default(), "{name}");
+        assert_eq!(loaded.claims(SLOT).guarded, kept, "{name}");
+        assert_eq!(loaded.claims(SLOT + 1), Claims::default(), "{name}");
     }
     assert!(loaded.events().is_empty());
 }
@@ -149,32 +152,34 @@ fn check(loaded: &mut Loaded, row: &Row, ran: &Ran) {
     assert_eq!(counters.answered, counted(Counter::Answered), "{name}");
     assert_eq!(counters.shielded, counted(Counter::Shielded), "{name}");
 
-    row.check_record(|slot| loaded.record(slot), clocks().0);
+    row.check_reaction(|slot| (loaded.slot(slot), loaded.moves(slot)), clocks().0);
     for slot in [SLOT, SLOT + 1] {
-        let (mut there, mut expected) = (loaded.record(slot).askers, [Asker::default(); ASKERS]);
+        let Slot { askers: mut there, followed, .. } = loaded.slot(slot);
+        let mut expected = [Asker::default(); ASKERS];
         let asker = row.asker.filter(|(asked, _)| *asked == slot);
-        assert_eq!(there[0].seen_ns != 0, asker.is_some(), "{name}");
-        assert_eq!(there[0].followed_ns != 0, asker.is_some_and(|(_, asker)| asker.followed != 0), "{name}");
-        (there[0].seen_ns, there[0].followed_ns) = (0, 0);
+        assert_eq!(there[0].seen != Coarse::NEVER, asker.is_some(), "{name}");
+        let follows = asker.is_some_and(|(_, asker)| asker.followed() != 0);
+        assert_eq!(followed[0] != Coarse::NEVER, follows, "{name}");
+        assert_eq!(followed[1..], [Coarse::NEVER; ASKERS - 1], "{name}");
+        there[0].seen = Coarse::NEVER;
         expected[0] = asker.map_or(expected[0], |(_, asker)| asker);
         assert_eq!(there, expected, "{name}");
     }
 
-    let record = loaded.record(SLOT);
+    let record = loaded.claims(SLOT);
     let claimed = matches!(row.sees, Sees::Conflict | Sees::Fall | Sees::Claim | Sees::Allowed);
     let echoed = matches!(row.sees, Sees::Echo | Sees::Sibling);
     assert_eq!(record.claims, u64::from(claimed), "{name}");
     assert_eq!(record.probes, u64::from(row.sees == Sees::Probe), "{name}");
-    assert_eq!(record.echoes, u64::from(echoed), "{name}");
+    assert_eq!(record.echoes, u32::from(echoed), "{name}");
     let claimant = match row.sees {
         Sees::Allowed => MacAddr::new(golden::ALLOWED_MAC),
         Sees::Conflict | Sees::Fall | Sees::Claim => MacAddr::new(golden::STRANGER_MAC),
         Sees::Nothing | Sees::Probe | Sees::Echo | Sees::EchoOfOthers | Sees::Sibling => MacAddr::ZERO,
     };
     assert_eq!(record.owner, claimant, "{name}");
-    assert_eq!(record.owner_seen_ns != 0, claimed, "{name}");
-    let second = Record { askers: [Asker::default(); ASKERS], ..loaded.record(SLOT + 1) };
-    assert_eq!(second, Record::default(), "{name}");
+    assert_eq!(record.owner_seen != Coarse::NEVER, claimed, "{name}");
+    assert_eq!(loaded.claims(SLOT + 1), Claims::default(), "{name}");
 
     let events = loaded.events();
     for event in &events {
@@ -228,7 +233,7 @@ fn a_claim_for_a_watched_address_is_news_only_when_the_owner_changes() {
     let claimants: Vec<u8> = events.iter().map(|event| event.claimant[5]).collect();
     assert_eq!(claimants, [1, 2, 1]);
     assert!(events.iter().all(|event| event.flags & Event::OWNER_CHANGED != 0));
-    assert_eq!(loaded.record(SLOT).claims, 6);
+    assert_eq!(loaded.claims(SLOT).claims, 6);
 }
 
 #[test]
@@ -245,8 +250,8 @@ fn repeats_of_a_conflict_are_folded_and_none_is_lost() {
     assert!(events[1..].iter().all(|event| event.flags == Event::REPEAT));
     let told: u64 = events.iter().map(|event| event.count).sum();
     let [(_, claimant)] = loaded.claimants()[..] else { panic!("one claimant is remembered") };
-    assert_eq!((claimant.frames, claimant.told), (CLAIMS, told));
-    assert_eq!(loaded.record(SLOT).claims, CLAIMS);
+    assert_eq!((claimant.frames, claimant.untold), (CLAIMS, CLAIMS - told));
+    assert_eq!(loaded.claims(SLOT).claims, CLAIMS);
     assert_eq!(loaded.counter(Counter::Claims), CLAIMS);
     let (first, last) = (events[0].kernel_time_ns - JIFFY_NS, events[events.len() - 1].kernel_time_ns);
     let seconds = 1 + last / SECOND_NS - first / SECOND_NS;
@@ -270,12 +275,12 @@ fn a_flood_of_claimants_is_64_events_and_then_one_a_second() {
     let minutes = 1 + last / MINUTE_NS - first / MINUTE_NS;
     let seconds = 1 + last / SECOND_NS - first / SECOND_NS;
     assert!(claims.len() as u64 <= u64::from(CLAIMANTS_PER_MINUTE) * minutes, "{} claims", claims.len());
-    assert!(claims.len() >= CLAIMANTS_PER_MINUTE as usize);
+    assert!(claims.len() >= usize::from(CLAIMANTS_PER_MINUTE));
     assert!(!floods.is_empty() && floods.len() as u64 <= seconds, "{} floods in {seconds} s", floods.len());
-    let record = loaded.record(SLOT);
+    let record = loaded.claims(SLOT);
     assert_eq!(record.claims, u64::from(HOSTS));
-    assert_eq!(record.flooded + claims.len() as u64, u64::from(HOSTS));
-    assert_eq!(floods.iter().map(|event| event.count).sum::<u64>(), record.flood_told);
+    let told: u64 = floods.iter().map(|event| event.count).sum();
+    assert_eq!(told + record.flood_untold + claims.len() as u64, u64::from(HOSTS));
     assert_eq!(loaded.claimants().len(), claims.len());
 }
 
@@ -294,7 +299,7 @@ fn what_a_full_ring_cannot_take_is_counted_and_told_later() {
     }
     let mut claims = 0;
     for n in 0..addresses {
-        for host in 0..CLAIMANTS_PER_MINUTE {
+        for host in 0..u32::from(CLAIMANTS_PER_MINUTE) {
             let mut frame = claimed_by(&row.frame, host);
             frame[28..32].copy_from_slice(&[198, 51, 100, n]);
             frame[38..42].copy_from_slice(&[198, 51, 100, n]);
@@ -309,7 +314,7 @@ fn what_a_full_ring_cannot_take_is_counted_and_told_later() {
     assert!(events.len() as u64 + lost <= claims);
 
     // The last host was lost; now that there is room its next claim stands for both.
-    let mut frame = claimed_by(&row.frame, CLAIMANTS_PER_MINUTE - 1);
+    let mut frame = claimed_by(&row.frame, u32::from(CLAIMANTS_PER_MINUTE) - 1);
     frame[28..32].copy_from_slice(&[198, 51, 100, addresses - 1]);
     frame[38..42].copy_from_slice(&[198, 51, 100, addresses - 1]);
     loaded.run(&frame);
@@ -339,7 +344,7 @@ fn two_cpus_that_see_the_same_claims_report_each_claimant_once_and_count_every_f
     });
     let claims = u64::from(HOSTS * ROUNDS * threads);
     assert_eq!(loaded.counter(Counter::Claims), claims);
-    assert_eq!(loaded.record(SLOT).claims, claims);
+    assert_eq!(loaded.claims(SLOT).claims, claims);
     let mut firsts: Vec<_> = loaded
         .events()
         .iter()
@@ -358,35 +363,47 @@ fn two_cpus_that_see_the_same_claims_report_each_claimant_once_and_count_every_f
 }
 
 #[test]
-fn addresses_that_share_their_last_bytes_are_told_apart() {
-    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+fn each_of_many_addresses_is_found_and_no_other() {
+    const MANY: u32 = 3_000;
+    let mut loaded = Loaded::load_for(OBJECT, names::XDP, 0, 0, MANY);
     let row = row(Kind::Request);
     loaded.enter(&row.world);
     let Managed { key, value, .. } = row.world.addresses[0];
-    let [.., c, d] = golden::ADDRESS;
-    let others = [[10, 0, c, d], [10, 1, c, d]];
-    for (slot, address) in (100..).zip(others) {
-        loaded.put(AddressKey { address: Ipv4::new(address), ..key }, slot, value);
+    let address = |n: u32| [10, 7, (n >> 8).to_be_bytes()[3], n.to_be_bytes()[3]];
+    let slots: Vec<u32> = (0..MANY).filter(|slot| ![SLOT, SLOT + 1].contains(slot)).collect();
+    for &slot in &slots {
+        loaded.put(AddressKey { address: Ipv4::new(address(slot)), ..key }, slot, value);
     }
     let asked_for = |address: [u8; 4]| {
         let mut frame = row.frame.clone();
         frame[38..42].copy_from_slice(&address);
         frame
     };
-    for (slot, address) in [(SLOT, golden::ADDRESS), (100, others[0]), (101, others[1])] {
-        assert_eq!(loaded.run(&asked_for(address)).action, xdp_action::TX);
-        assert_eq!(loaded.address_counters(slot).answered, 1, "{address:?}");
+    for &slot in &slots {
+        assert_eq!(loaded.run(&asked_for(address(slot))).action, xdp_action::TX, "{slot}");
+        assert_eq!(loaded.address_counters(slot).answered, 1, "{slot}");
     }
-    assert_eq!(loaded.run(&asked_for([10, 2, c, d])).action, xdp_action::PASS);
-    assert_eq!(loaded.counter(Counter::Unmanaged), 1);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::TX);
+    for &slot in &slots {
+        let [a, _, c, d] = address(slot);
+        assert_eq!(loaded.run(&asked_for([a, 8, c, d])).action, xdp_action::PASS, "{slot}");
+    }
+    assert_eq!(loaded.counter(Counter::Unmanaged), slots.len() as u64);
+}
 
-    // A hint is one store for user space, but not for certain one for each kernel: any but `NONE` will do.
-    for hint in [Hint::MANY, Hint::slot(SLOT), Hint::slot(100), Hint::slot(7), Hint::slot(0xfffe)] {
-        loaded.set_hint(golden::ADDRESS, hint);
-        for address in [golden::ADDRESS, others[0], others[1]] {
-            assert_eq!(loaded.run(&asked_for(address)).action, xdp_action::TX, "{address:?} by {hint:?}");
-        }
+#[test]
+fn an_entry_of_the_index_that_leads_astray_hides_no_address() {
+    let mut loaded = Loaded::load(OBJECT, names::XDP, 0);
+    let row = row(Kind::Request);
+    let Managed { key, .. } = row.world.addresses[0];
+    loaded.enter(&World { addresses: Vec::new(), ..row.world.clone() });
+    // To a vacant slot, to one that is not there; then the right one, in whatever place is left.
+    for slot in [7, DEFAULT_CAPACITY + 1, MAX_CAPACITY - 1, 8, 9] {
+        loaded.lead(key, slot);
+        assert_eq!(loaded.run(&row.frame).action, xdp_action::PASS, "{slot}");
     }
+    loaded.enter(&row.world);
+    assert_eq!(loaded.run(&row.frame).action, xdp_action::TX);
 }
 
 #[test]

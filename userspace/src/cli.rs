@@ -6,6 +6,8 @@
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
+use arpwarden_common::abi::MAX_CAPACITY;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::protocol::{ClaimWay, DefendPolicy, GroupName, ProfileName, RegisterWay, RemovedPolicy};
@@ -93,6 +95,9 @@ pub struct Run {
     /// What happens to the addresses when the daemon ends in order [default: release]
     #[arg(long, value_enum)]
     pub on_exit: Option<OnExit>,
+    /// How many addresses there is room for [default: 16384]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CAPACITY)))]
+    pub capacity: Option<u32>,
     /// Let members of this group use the control socket
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,

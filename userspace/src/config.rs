@@ -51,6 +51,8 @@ pub struct Daemon {
     pub attach: Option<Attach>,
     /// What to do where VLAN tags are hidden.
     pub vlan_offload: Option<VlanOffload>,
+    /// How many addresses there is room for.
+    pub capacity: Option<u32>,
     /// Who may use the control socket.
     pub socket_group: Option<String>,
     /// Answer, announce and register nothing.
@@ -311,6 +313,7 @@ impl Reader<'_> {
                 on_exit: table.said("on_exit"),
                 attach: table.said("attach"),
                 vlan_offload: table.said("vlan_offload"),
+                capacity: table.said("capacity"),
                 socket_group: table.said("socket_group"),
                 observe: table.said("observe"),
                 log: table.said("log"),

@@ -623,7 +623,7 @@ impl Daemon {
             self.tell(outcome(Done { order, result: Ok(()) }));
             return;
         }
-        // The engine has at most one order out for each address, so the channel is bounded by MAX_ADDRESSES; the
+        // The engine has at most one order out for each address, so the channel is bounded by the maps' capacity; the
         // other side ends with this one.
         let _ = self.orders.send((order, self.interface_name(key.interface)));
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arpwarden_common::abi::MAX_ADDRESSES;
+use arpwarden_common::abi::DEFAULT_CAPACITY;
 use arpwarden_tests::{
     figures::{
         stats::{Spread, in_turn, ratios},
@@ -127,7 +127,7 @@ fn ten_thousand() -> Vec<Row> {
 
 fn unregistered() -> Vec<Row> {
     let wanted = 100_000;
-    let count = wanted.min(MAX_ADDRESSES);
+    let count = wanted.min(DEFAULT_CAPACITY);
     let what = format!("{wanted} addresses, --register none");
     let net = Net::new(2);
     without_registration(&net);

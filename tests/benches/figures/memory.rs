@@ -2,7 +2,7 @@
 
 use std::{fs, net::Ipv4Addr};
 
-use arpwarden_common::{abi::MAX_ADDRESSES, names};
+use arpwarden_common::{abi::DEFAULT_CAPACITY, names};
 use arpwarden_tests::{
     figures::{
         stats::Spread,
@@ -31,14 +31,15 @@ pub(crate) fn measure() -> Section {
     let node = Node::start(net.host(0));
     let maps = maps(node.pid());
     let of = |wanted: &dyn Fn(&Map) -> bool| maps.iter().filter(|map| wanted(map)).map(|map| map.bytes).sum();
-    // Those that have a place for each address, and the hints that lead to them.
-    let hints = &names::HINTS[..names::HINTS.len().min(15)];
-    let of_addresses: f64 = of(&|map| map.entries == MAX_ADDRESSES || map.name == hints);
-    let all: f64 = of(&|_| true);
+    // Those that have a place for each address. The kernel keeps 15 bytes of a map's name.
     let cpus = nr_cpus().expect("the number of CPUs");
+    let sizes = names::sizes(DEFAULT_CAPACITY, u32::try_from(cpus).expect("a few"));
+    let of_addresses: f64 =
+        of(&|map| sizes.iter().any(|(name, entries)| name.starts_with(&map.name) && *entries == map.entries));
+    let all: f64 = of(&|_| true);
     let most = 192.0 + 16.0 * cpus as f64;
 
-    let addresses: Vec<Ipv4Addr> = references::addresses(MANY.min(MAX_ADDRESSES)).collect();
+    let addresses: Vec<Ipv4Addr> = references::addresses(MANY).collect();
     let (few, rest) = addresses.split_at(FEW as usize);
     let processes = Processes::of(node.pid());
     let empty = processes.resident();
@@ -59,7 +60,7 @@ pub(crate) fn measure() -> Section {
             Row::new(
                 format!("kernel, an address, {cpus} possible CPUs"),
                 "bytes",
-                Spread::once(of_addresses / f64::from(MAX_ADDRESSES)),
+                Spread::once(of_addresses / f64::from(DEFAULT_CAPACITY)),
             )
             .target(Target::AtMost(most)),
             Row::new("kernel, all maps of an instance", "MiB", Spread::once(all / MIB)),

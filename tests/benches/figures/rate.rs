@@ -3,7 +3,7 @@
 use std::{os::fd::AsFd as _, time::Duration};
 
 use arpwarden_common::{
-    abi::{AddressKey, MAX_ADDRESSES, Port},
+    abi::{AddressKey, DEFAULT_CAPACITY, Port},
     golden::{Kind, OUR_MAC},
     names,
     net::{MacAddr, Vlan},
@@ -53,27 +53,16 @@ pub(crate) fn measure() -> (Section, Plot) {
     let mut rows = Vec::new();
     let mut curves = ["arpwarden", "the least possible responder", "Linux's own ARP"]
         .map(|name| Curve { name: name.into(), points: Vec::new() });
-    let mut counts = vec![1, 1_000, 10_000, 100_000, 1_000_000];
-    if !counts.contains(&MAX_ADDRESSES) && MAX_ADDRESSES < 1_000_000 {
-        counts.push(MAX_ADDRESSES);
-        counts.sort_unstable();
-    }
-    for count in counts {
+    for count in [1, 1_000, 10_000, 100_000, 1_000_000] {
         eprintln!("  {count} addresses");
         let runs = at(count);
-        let of = |who: usize| runs[who].as_ref();
         for who in [US, US_BY_ONE, LEAST, KERNEL, BOUNCE] {
             let what = format!("{count} addresses: {}", WHO[who]);
-            rows.push(match of(who) {
-                Ok(runs) => {
-                    let spread = Spread::of(runs);
-                    if let Some(curve) = curves.get_mut(who) {
-                        curve.points.push((count.into(), spread));
-                    }
-                    Row::new(what, "answers/s", spread)
-                }
-                Err(why) => Row::missing(what, "answers/s", why),
-            });
+            let spread = Spread::of(&runs[who]);
+            if let Some(curve) = curves.get_mut(who) {
+                curve.points.push((count.into(), spread));
+            }
+            rows.push(Row::new(what, "answers/s", spread));
         }
         let target = match count {
             1 => Some(0.95),
@@ -89,10 +78,7 @@ pub(crate) fn measure() -> (Section, Plot) {
         ];
         for (we, they, target) in over {
             let what = format!("{count} addresses: {} over {}", WHO[we], WHO[they]);
-            let row = match (of(we), of(they)) {
-                (Ok(us), Ok(them)) => Row::new(what, "", Spread::of(&ratios(us, them))),
-                (Err(why), _) | (_, Err(why)) => Row::missing(what, "", why),
-            };
+            let row = Row::new(what, "", Spread::of(&ratios(&runs[we], &runs[they])));
             rows.push(Row { target: target.map(Target::AtLeast), ..row });
         }
     }
@@ -114,9 +100,9 @@ pub(crate) fn measure() -> (Section, Plot) {
     (section, plot)
 }
 
-/// What each responder gave in each round, or why it did not.
-fn at(count: u32) -> Vec<Result<Vec<f64>, String>> {
-    let lanes = [us(count), Ok(least(count)), Ok(kernel(count)), Ok(bounced())];
+/// What each responder gave in each round.
+fn at(count: u32) -> Vec<Vec<f64>> {
+    let lanes = [us(count), least(count), kernel(count), bounced()];
     // Who is asked by how many decides how much the program remembers; all others remember nothing.
     let subjects = [
         (US, Frames::Requests),
@@ -126,28 +112,25 @@ fn at(count: u32) -> Vec<Result<Vec<f64>, String>> {
         (US, Frames::RequestsOfOne),
     ];
     let ready = subjects.map(|(who, frames)| {
-        let lane = lanes[who].as_ref().map_err(Clone::clone)?;
+        let lane = &lanes[who];
         let generator = lane.generator(frames, count);
         // The rate in thousands is small enough for whole numbers, and exact enough.
         let thousands = (lane.answers(&generator, FEW) * RUN.as_secs_f64() / 1e3).min(1e6);
         let frames =
             (FEW / 1_000..MOST / 1_000).find(|&n| f64::from(n) >= thousands).map_or(MOST, |n| n * 1_000);
-        Ok((lane, generator, frames))
+        (lane, generator, frames)
     });
-    let runs = in_turn(ROUNDS, ready.len(), |subject| match &ready[subject] {
-        Ok((lane, generator, frames)) => lane.answers(generator, *frames),
-        Err(_) => 0.0,
-    });
-    ready.into_iter().zip(runs).map(|(ready, runs): (Result<_, String>, _)| ready.map(|_| runs)).collect()
+    in_turn(ROUNDS, ready.len(), |subject| {
+        let (lane, generator, frames) = &ready[subject];
+        lane.answers(generator, *frames)
+    })
 }
 
 /// The program as it is attached in service, every feature on, no messages, its maps filled as the daemon fills them.
-fn us(count: u32) -> Result<Lane, String> {
-    if count > MAX_ADDRESSES {
-        return Err(format!("the maps hold {MAX_ADDRESSES} addresses"));
-    }
+fn us(count: u32) -> Lane {
     let mut lane = Lane::new(1, 2);
-    let mut program = Loaded::load(arpwarden::io::bpf::OBJECT, names::XDP_FRAGS, 0);
+    let capacity = count.max(DEFAULT_CAPACITY);
+    let mut program = Loaded::load_for(arpwarden::io::bpf::OBJECT, names::XDP_FRAGS, 0, 0, capacity);
     let mut world = golden_row(Kind::Request, "").world;
     let value = world.addresses.first().expect("an address").value;
     world.addresses.clear();
@@ -159,7 +142,7 @@ fn us(count: u32) -> Result<Lane, String> {
     }
     lane.attach(program.fd());
     lane.keep(program);
-    Ok(lane)
+    lane
 }
 
 fn least(count: u32) -> Lane {

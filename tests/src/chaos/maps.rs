@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, path::Path};
 
 use arpwarden_common::{
-    abi::{AddressCounters, Control, Counter, Group, MAX_ADDRESSES, MAX_GROUPS, Slot},
+    abi::{AddressCounters, Control, Counter, Group, MAX_GROUPS, Slot},
     names,
     net::Ipv4,
 };
@@ -16,7 +16,7 @@ pub(super) struct Maps {
     slots: Array<MapData, Slot>,
     groups: Array<MapData, Group>,
     control: Array<MapData, Control>,
-    address_counters: PerCpuArray<MapData, AddressCounters>,
+    address_counters: Array<MapData, AddressCounters>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -43,7 +43,7 @@ impl Maps {
     /// If the kernel does not let it.
     pub(super) fn sleep(&mut self, ns: u64) {
         let earlier = |deadline: u64| if deadline == 0 { 0 } else { deadline.saturating_sub(ns).max(1) };
-        for number in 0..MAX_ADDRESSES {
+        for number in 0..self.slots.len() {
             let slot = self.slots.get(&number, 0).expect("a slot");
             if slot.lease_until_ns != 0 {
                 let slot = Slot { lease_until_ns: earlier(slot.lease_until_ns), ..slot };
@@ -69,12 +69,16 @@ impl Maps {
 
     /// What the program has counted of an address; `None` if it is in no slot.
     pub(super) fn address(&self, address: Ipv4Addr) -> Option<AddressCounters> {
-        let number = (0..MAX_ADDRESSES).find(|number| {
+        let capacity = self.slots.len();
+        let number = (0..capacity).find(|number| {
             let slot = self.slots.get(number, 0).expect("a slot");
             slot.word != 0 && slot.address == Ipv4::from(address)
         })?;
-        let of_cpus = self.address_counters.get(&number, 0).expect("counters of an address");
-        Some(of_cpus.iter().fold(AddressCounters::default(), |sum, cpu| AddressCounters {
+        let of_cpus = (0..self.address_counters.len() / capacity).map(|cpu| {
+            let place = AddressCounters::place(number, cpu, capacity);
+            self.address_counters.get(&place, 0).expect("counters of an address")
+        });
+        Some(of_cpus.fold(AddressCounters::default(), |sum, cpu| AddressCounters {
             answered: sum.answered + cpu.answered,
             shielded: sum.shielded + cpu.shielded,
         }))

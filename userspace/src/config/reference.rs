@@ -34,7 +34,8 @@ pub fn reference() -> String {
                 | Kind::Group
                 | Kind::Users
                 | Kind::Moves
-                | Kind::Macs => key.kind.allowed(),
+                | Kind::Macs
+                | Kind::Count { .. } => key.kind.allowed(),
             };
             let default = match key.default {
                 Some(default) => format!("`{default}`"),

@@ -3,7 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use arpwarden_common::{abi::MOVES, net::MacAddr};
+use arpwarden_common::{
+    abi::{MAX_CAPACITY, MOVES},
+    net::MacAddr,
+};
 use arpwarden_engine::input::{MoveBudget, Pace};
 use clap::ValueEnum;
 use toml::de::{DeTable, DeValue};
@@ -113,6 +116,15 @@ pub enum Kind {
     Moves,
     /// A list of hosts' MACs.
     Macs,
+    /// A whole number.
+    Count {
+        /// The smallest.
+        least: u32,
+        /// The largest.
+        most: u32,
+        /// Of what.
+        of: &'static str,
+    },
 }
 
 /// A word of a choice.
@@ -155,6 +167,8 @@ pub enum Value {
     Moves(Moves),
     /// Of [`Kind::Macs`].
     Macs(BTreeSet<MacAddr>),
+    /// Of [`Kind::Count`].
+    Count(u32),
 }
 
 /// Why a value may not stand at its key, and what may.
@@ -180,6 +194,7 @@ macro_rules! from_value {
 from_value! {
     bool: Value::Flag(flag) => Some(*flag);
     u64: Value::Milliseconds(time) => Some(*time);
+    u32: Value::Count(count) => Some(*count);
     String: Value::Text(text) => Some(text.clone());
     Cidr: Value::Cidr(cidr) => Some(*cidr);
     GroupName: Value::Group(name) => Some(*name);
@@ -247,6 +262,7 @@ impl Kind {
             Self::Macs => {
                 format!("a list of MACs of hosts, {MAX_MACS} at the most: [\"02:00:00:00:00:0a\"]")
             }
+            Self::Count { least, most, of } => format!("{least} to {most} {of}"),
         }
     }
 
@@ -278,6 +294,15 @@ impl Kind {
                 let DeValue::Integer(integer) = value else { return Err(type_of()) };
                 match u64::from_str_radix(integer.as_str(), integer.radix()) {
                     Ok(time) if (*least..=*most).contains(&time) => Ok(Value::Milliseconds(time)),
+                    Ok(_) | Err(_) => {
+                        Err(Failed(format!("{integer} is out of range; allowed: {}", allowed())))
+                    }
+                }
+            }
+            Self::Count { least, most, .. } => {
+                let DeValue::Integer(integer) = value else { return Err(type_of()) };
+                match u32::from_str_radix(integer.as_str(), integer.radix()) {
+                    Ok(count) if (*least..=*most).contains(&count) => Ok(Value::Count(count)),
                     Ok(_) | Err(_) => {
                         Err(Failed(format!("{integer} is out of range; allowed: {}", allowed())))
                     }
@@ -460,6 +485,14 @@ pub static DAEMON: Section = Section {
             "What to do where VLAN tags are taken off before XDP sees them, on an interface that carries VLANs.",
         )
         .otherwise("such an interface is refused, or `auto` takes tc"),
+        key(
+            "capacity",
+            Kind::Count { least: 1, most: MAX_CAPACITY, of: "addresses" },
+            Change::Restart,
+            "How many addresses there is room for. Each takes some 200 bytes of the kernel's memory, whether it is used or not. Maps \
+             that an earlier run has left keep the capacity that they have until `arpwarden unload`.",
+        )
+        .or("16384"),
         key("socket_group", Kind::Users, Change::AtOnce, "Whose members may use the control socket.")
             .otherwise("root alone"),
         key("observe", Kind::Flag, Change::Restart, "Answer, announce and register nothing; say what would have been done.")

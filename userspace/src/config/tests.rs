@@ -59,7 +59,7 @@ fn a_file_is_understood_and_what_it_does_not_say_is_as_on_the_command_line() {
 
 #[test]
 fn everything_that_can_be_said_is_understood() {
-    let text = "[daemon]\non_exit = \"keep\"\nattach = \"native\"\nvlan_offload = \"ignore\"\nsocket_group = \"ops\"\n\
+    let text = "[daemon]\non_exit = \"keep\"\nattach = \"native\"\nvlan_offload = \"ignore\"\ncapacity = 100_000\nsocket_group = \"ops\"\n\
                 observe = true\nlog = \"debug\"\n[[interface]]\nname = \"eth0\"\npace = \"inspected\"\n[[interface]]\n\
                 name = \"eth1\"\nmoves = \"2/60s\"\nallow = [\"02:00:5E:00:00:0a\"]\n[[interface]]\nname = \"eth2\"\npace = \"inspected\"\nmoves = \"none\"\n\
                 [[group]]\nname = \"web\"\nlease = 2.5\n[[address]]\naddress = \"192.0.2.10/24\"\ninterface = \"eth0\"\n\
@@ -72,6 +72,7 @@ fn everything_that_can_be_said_is_understood() {
             on_exit: Some(OnExit::Keep),
             attach: Some(Attach::Native),
             vlan_offload: Some(VlanOffload::Ignore),
+            capacity: Some(100_000),
             socket_group: Some("ops".to_owned()),
             observe: Some(true),
             log: Some(LogLevel::Debug),
@@ -130,6 +131,9 @@ fn wrong_types_words_and_numbers_are_named_with_what_is_allowed() {
     one(&with("adopt = \"yes\""), 9, "address.adopt", "true or false");
     one(&with("group = \"Web\""), 9, "address.group", "a-z");
     one("[daemon]\nsocket_group = \"\"\n", 2, "daemon.socket_group", "group of users");
+    one("[daemon]\ncapacity = 0\n", 2, "daemon.capacity", "1 to 1048575 addresses");
+    one("[daemon]\ncapacity = 1048576\n", 2, "daemon.capacity", "1 to 1048575 addresses");
+    one("[daemon]\ncapacity = 1.5\n", 2, "daemon.capacity", "number with a fraction");
     one("[daemon]\nlog = \"loud\"\n", 2, "daemon.log", "\"trace\"");
     one("[[interface]]\nname = \"a/b\"\n", 2, "interface.name", "1 to 15 bytes");
     for moves in ["4", "4/180", "0/180s", "9/180s", "4/0s", "+4/180s", "4/86401s", "4/+1s", ""] {

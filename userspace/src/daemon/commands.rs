@@ -363,7 +363,7 @@ impl Daemon {
 
     /// Who should know where an address is: the hosts that asked for it lately, and the gateway.
     fn neighbours(&self, key: &AddressKey) -> Vec<Neighbour> {
-        let asked = self.datapath.askers(key).into_iter();
+        let asked = self.datapath.askers(key, clock::now().0).into_iter();
         let mut neighbours: Vec<Neighbour> =
             asked.map(|asker| Neighbour { mac: asker.mac, address: asker.address }).collect();
         match netlink::now::gateway(key.interface) {
@@ -532,12 +532,12 @@ impl Daemon {
             if only.is_some_and(|address| address != Ipv4Addr::from(key.address)) {
                 continue;
             }
-            let (record, seen) = self.datapath.address_counters(key).unwrap_or_default();
+            let (claims, seen) = self.datapath.address_counters(key).unwrap_or_default();
             let state = managed.state();
             let may_answer = !self.observe
                 && self.datapath.standing(key).is_some_and(|standing| standing.may_answer(|| now.0));
             let own = self.links.get(&key.interface).and_then(|link| link.mac);
-            let owner = if may_answer { own } else { Some(record.owner).filter(|mac| !mac.is_zero()) };
+            let owner = if may_answer { own } else { Some(claims.owner).filter(|mac| !mac.is_zero()) };
             addresses.push(AddressStatus {
                 address: key.address.into(),
                 prefix_length: managed.spec().map(|spec| spec.prefix_length),
@@ -553,12 +553,12 @@ impl Daemon {
                 counters: AddressStatusCounters {
                     answered: seen.answered,
                     shielded: seen.shielded,
-                    claims: record.claims,
-                    probes: record.probes,
-                    echoes: record.echoes,
+                    claims: claims.claims,
+                    probes: claims.probes,
+                    echoes: claims.echoes.into(),
                     conflicts: managed.conflicts(),
                     defences: managed.defences(),
-                    guarded: record.guarded,
+                    guarded: claims.guarded,
                 },
             });
         }
@@ -584,9 +584,9 @@ impl Daemon {
 
     /// Who asked lately, who was told, who has followed.
     fn askers(&self, key: &AddressKey, managed: &Managed, now: MonoTime) -> Vec<AskerStatus> {
-        let followed = u32::from(managed.generation()) + 256;
+        let followed = u16::from(managed.generation()) + 256;
         let told = self.notes.get(key).map(|notes| &notes.told);
-        let askers = self.datapath.askers(key).into_iter().map(|asker| {
+        let askers = self.datapath.askers(key, now.0).into_iter().map(|asker| {
             let address: Ipv4Addr = asker.address.into();
             let told = told.and_then(|told| told.get(&address)).copied();
             let follows = managed.state().may_answer() && asker.followed == followed;

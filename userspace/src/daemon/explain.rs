@@ -116,13 +116,13 @@ impl Daemon {
         if let Some(flux) = self.flux(key) {
             facts.push(flux);
         }
-        let (record, seen) = self.datapath.address_counters(key).unwrap_or_default();
+        let (claims, seen) = self.datapath.address_counters(key).unwrap_or_default();
         facts.push(format!(
             "answered {}, dropped for silence {}, kept in by the guard {}, claims by others {}",
-            seen.answered, seen.shielded, record.guarded, record.claims
+            seen.answered, seen.shielded, claims.guarded, claims.claims
         ));
-        let askers = self.datapath.askers(key);
-        let last = askers.iter().max_by_key(|asker| asker.seen_ns);
+        let askers = self.datapath.askers(key, now.0);
+        let last = askers.first();
         facts.push(last.map_or_else(
             || "nobody has asked for it".to_owned(),
             |asker| {

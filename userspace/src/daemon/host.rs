@@ -675,8 +675,8 @@ impl Daemon {
             .map(|(key, _)| *key)
             .collect();
         for key in fallen {
-            let record = self.datapath.record(&key).unwrap_or_default();
-            let claimant = Claimant { mac: record.owner, ethernet_source: record.owner };
+            let mac = self.datapath.owner(&key).unwrap_or(MacAddr::ZERO);
+            let claimant = Claimant { mac, ethernet_source: mac };
             let sighting = Sighting {
                 kind: SightingKind::Claim,
                 claimant,

@@ -213,6 +213,10 @@ impl Daemon {
             refuse("vlan_offload", attaching);
             new.vlan_offload = old.vlan_offload;
         }
+        if old.capacity != new.capacity {
+            refuse("capacity", "the maps are made once");
+            new.capacity = old.capacity;
+        }
         if old.observe != new.observe {
             refuse("observe", "what was answered or only observed so far can't be both");
             new.observe = old.observe;

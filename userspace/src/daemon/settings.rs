@@ -1,6 +1,9 @@
 //! What holds of the command line and the configuration file: the command line goes first.
 
-use arpwarden_common::{abi::Port, net::MacAddr};
+use arpwarden_common::{
+    abi::{DEFAULT_CAPACITY, Port},
+    net::MacAddr,
+};
 use arpwarden_engine::input::{MoveBudget, Pace};
 
 use crate::{
@@ -23,6 +26,10 @@ impl Settings {
 
     pub(super) fn observe(&self) -> bool {
         self.flags.observe || self.file.daemon.observe.unwrap_or_default()
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        self.flags.capacity.or(self.file.daemon.capacity).unwrap_or(DEFAULT_CAPACITY)
     }
 
     pub(super) fn socket_group(&self) -> Option<&str> {

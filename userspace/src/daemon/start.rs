@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
     abi::AddressKey,
-    net::{MacAddr, Vlan},
+    net::Vlan,
     state::StateWord,
 };
 use arpwarden_engine::{
@@ -36,7 +36,7 @@ use crate::{
     io::{
         arp_socket::ArpSocket,
         bpf::{Datapath, Found, KeptAddress, Leftover, LinkState, Mode, Pins, Presence},
-        control,
+        clock, control,
         dice::KernelDice,
         link,
         netlink::{ADDRESS_PROTOCOL, Netlink},
@@ -83,11 +83,19 @@ pub(super) async fn serve(
     for name in &names {
         interfaces.push(find_link(&links, name).map_err(kept)?.index);
     }
-    let (mut datapath, found) = Datapath::open(&pins, log_level).map_err(|error| {
+    let (mut datapath, found) = Datapath::open(&pins, log_level, settings.capacity()).map_err(|error| {
         kept(Stop::new(if error.is_permission() { Exit::NotPermitted } else { Exit::Failed }, error.into()))
     })?;
     if let Some(warning) = pins.vanish() {
         warn!("{warning}");
+    }
+    if datapath.capacity() != settings.capacity() {
+        warn!(
+            capacity = datapath.capacity(),
+            asked = settings.capacity(),
+            "the maps of the earlier run keep their capacity; 'arpwarden --instance {} unload' and run again for another",
+            instance.name()
+        );
     }
     #[cfg_attr(not(feature = "omit"), expect(unused_mut, reason = "only a test's build skips events"))]
     let mut events = datapath.take_events();
@@ -321,11 +329,11 @@ impl Daemon {
     }
 
     fn kept(&self, kept: &KeptAddress, left: &Left, marked: Option<u8>) -> Kept {
-        let KeptAddress { key, word, lease_until_ns, record, untold, .. } = kept;
+        let KeptAddress { key, word, lease_until_ns, fallen, defended_ns, claims, untold, .. } = kept;
         let at = |ns: u64| Some(MonoTime(ns)).filter(|at| at.0 != 0);
-        let owner = Some(record.owner).filter(|mac| !mac.is_zero()).map(|mac: MacAddr| Owner {
-            claimant: Claimant { mac, ethernet_source: mac },
-            seen: MonoTime(record.owner_seen_ns),
+        let owner = claims.owner_seen.at(clock::now().0).map(|seen_ns| Owner {
+            claimant: Claimant { mac: claims.owner, ethernet_source: claims.owner },
+            seen: MonoTime(seen_ns),
         });
         Kept {
             word: *word,
@@ -333,8 +341,8 @@ impl Daemon {
             registered: left.prefix_length(key).or(marked),
             local: self.locals.contains_key(&key.address.into()),
             lease_until: at(*lease_until_ns),
-            fallen: record.fallen == word.mark(),
-            defences: record.moves_ns.iter().filter_map(|ns| at(*ns)).collect(),
+            fallen: *fallen,
+            defences: defended_ns.iter().filter_map(|ns| at(*ns)).collect(),
             owner,
             untold: *untold,
         }

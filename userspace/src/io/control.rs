@@ -212,16 +212,16 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
 }
 
 /// Lines that a request can be answered with, waiting for the client: two for each address, since the addresses
-/// of `offline --all` are not known here as many as the maps hold.
+/// of `offline --all` are not known here as many as any maps hold.
 fn room(request: &Request) -> usize {
     let addresses = match request {
         Request::Online { addresses, .. } => addresses.len(),
-        Request::OnlineGroups { .. } | Request::Reload {} => arpwarden_common::abi::MAX_ADDRESSES as usize,
-        // Of all or of groups, as many as the maps hold.
+        Request::OnlineGroups { .. } | Request::Reload {} => arpwarden_common::abi::MAX_CAPACITY as usize,
+        // Of all or of groups, as many as any maps hold.
         Request::Offline { addresses, groups, .. } | Request::Renew { addresses, groups, .. }
             if addresses.is_empty() || !groups.is_empty() =>
         {
-            arpwarden_common::abi::MAX_ADDRESSES as usize
+            arpwarden_common::abi::MAX_CAPACITY as usize
         }
         Request::Offline { addresses, .. }
         | Request::Watch { addresses, .. }

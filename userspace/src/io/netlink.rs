@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use arpwarden_common::abi::MAX_ADDRESSES;
+use arpwarden_common::abi::DEFAULT_CAPACITY;
 use futures_util::{Stream, StreamExt as _};
 use nix::{
     net::if_::if_indextoname,
@@ -47,8 +47,9 @@ use super::link::Link;
 pub const ADDRESS_PROTOCOL: u8 = 82;
 
 /// Bytes of changes that may wait: all addresses of the maps may go at once, the kernel charges at most 1 KiB for
-/// the message of each, and doubles what is asked for.
-const RECEIVE_BUFFER: usize = MAX_ADDRESSES as usize * 512;
+/// the message of each, and doubles what is asked for. If more go at once than maps hold by default, what is missed is
+/// looked up.
+const RECEIVE_BUFFER: usize = DEFAULT_CAPACITY as usize * 512;
 
 /// Requests that may be under way at once: the kernel charges 768 bytes for an acknowledgement, and what waits for us to
 /// read it must fit into a socket's default room of 212,992 bytes (`net.core.rmem_default`) many times over, since an

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arpwarden_common::{
-    abi::{AddressKey, Claimant, ClaimantKey, Hint, Record},
-    names,
+    abi::{AddressKey, Claimant, ClaimantKey, Claims, Moves},
+    index::Index as _,
     state::StateWord,
 };
 use tracing::warn;
@@ -17,7 +17,7 @@ use super::{
     layout,
     pins::{LinkName, Pinned, Pins, remove_file},
     sys,
-    tables::{Tables, hint_of, removed},
+    tables::Tables,
 };
 
 /// What was there before.
@@ -53,8 +53,12 @@ pub struct KeptAddress {
     pub lease_until_ns: u64,
     /// Its group; 0 for none.
     pub group: u32,
-    /// What the program knows of it.
-    pub record: Record,
+    /// The program has given it up under that word.
+    pub fallen: bool,
+    /// CLOCK_BOOTTIME in nanoseconds of its latest defences, the latest first, as far as they are known; 0 for none.
+    pub defended_ns: Moves,
+    /// What frames have said of it.
+    pub claims: Claims,
     /// Frames of claimants and probers that no event has told.
     pub untold: u64,
 }
@@ -111,27 +115,30 @@ impl Tables {
     ) -> Result<Vec<KeptAddress>, TableError> {
         let mut untold = BTreeMap::<u32, u64>::new();
         for (key, claimant) in claimants {
-            *untold.entry(key.slot).or_default() += claimant.frames.saturating_sub(claimant.told);
+            *untold.entry(key.slot).or_default() += above_zero(claimant.untold);
         }
         let mut kept = BTreeMap::new();
-        for entry in self.addresses.iter() {
-            let (key, slot) = entry.map_err(|source| TableError::read(names::ADDRESSES, source))?;
-            let (Some(place), Some(record)) = (self.slots.get(slot), self.records.get(slot)) else {
+        for (bucket, n, slot) in self.entries() {
+            let (Some(place), Some(claims)) = (self.slots.get(slot), self.claims.get(slot)) else {
                 continue;
             };
-            let (word, record) = (place.word(), record.read());
-            if word.state().is_none() || place.key() != key {
+            let (key, word, claims) = (place.key(), place.word(), claims.read());
+            if word.state().is_none() || !self.hash(&key).leads(bucket, self.index.read(bucket)[n], slot) {
                 continue;
             }
+            let value = place.read();
+            let mut defended_ns = Moves::default();
+            defended_ns[0] = value.defended_ns;
             let address = KeptAddress {
                 key,
                 slot,
                 word,
-                lease_until_ns: place.lease_until_ns.load(std::sync::atomic::Ordering::Acquire),
-                group: place.group.load(std::sync::atomic::Ordering::Relaxed),
-                record,
-                untold: untold.get(&slot).copied().unwrap_or(0)
-                    + record.flooded.saturating_sub(record.flood_told),
+                lease_until_ns: value.lease_until_ns,
+                group: value.group.into(),
+                fallen: value.fallen == word.mark(),
+                defended_ns: self.moves(slot).unwrap_or(defended_ns),
+                claims,
+                untold: untold.get(&slot).copied().unwrap_or(0) + above_zero(claims.flood_untold),
             };
             kept.insert(key, address);
         }
@@ -140,36 +147,32 @@ impl Tables {
 
     /// Removes what leads to no address, or to another one, and silences slots that nothing leads to: an interrupted
     /// `install` or `remove` leaves such. `kept` are those that are whole.
-    fn repair(&mut self, kept: &[KeptAddress]) -> Result<(), TableError> {
+    fn repair(&mut self, kept: &[KeptAddress]) {
         let whole: BTreeMap<AddressKey, u32> =
             kept.iter().map(|address| (address.key, address.slot)).collect();
-        let keys: Result<Vec<_>, _> = self.addresses.keys().collect();
-        for key in keys.map_err(|source| TableError::read(names::ADDRESSES, source))? {
-            if !whole.contains_key(&key) {
-                removed(self.addresses.remove(&key))
-                    .map_err(|source| TableError::write(names::ADDRESSES, source))?;
+        let mut used = BTreeSet::new();
+        for (bucket, n, slot) in self.entries() {
+            let key = self.slots.get(slot).map(|place| place.key());
+            let leads = key.is_some_and(|key| {
+                let entry = self.index.read(bucket)[n];
+                whole.get(&key) == Some(&slot) && self.hash(&key).leads(bucket, entry, slot)
+            });
+            // Once each: of two entries that lead to a slot one is enough.
+            if !leads || !used.insert(slot) {
+                self.index.write(bucket, n, 0);
             }
         }
-        let used: BTreeSet<u32> = whole.values().copied().collect();
         for (place, slot) in self.slots.all().iter().zip(0..) {
             if !used.contains(&slot) && place.word() != StateWord::VACANT {
                 place.store(StateWord::VACANT);
             }
         }
-        Ok(())
     }
+}
 
-    /// Makes the hints lead to these slots, writing only the difference.
-    fn rehint(&mut self, hinted: &BTreeMap<u32, Vec<u32>>) -> Result<(), TableError> {
-        for place in 0..Hint::PLACES {
-            let right = hinted.get(&place).map_or(Hint::NONE, |slots| hint_of(slots));
-            let there = self.hints.get(&place, 0).map_err(|source| TableError::read(names::HINTS, source))?;
-            if there != right {
-                self.hints.set(place, right, 0).map_err(|source| TableError::write(names::HINTS, source))?;
-            }
-        }
-        Ok(())
-    }
+/// A count that two CPUs at once may have taken below zero.
+fn above_zero(count: u64) -> u64 {
+    count.cast_signed().max(0).cast_unsigned()
 }
 
 impl Datapath {
@@ -180,20 +183,18 @@ impl Datapath {
         let addresses = self.tables.kept(&claimants).map_err(LoadError::table)?;
         // What this says of them is said once.
         self.tables.tell(claimants).map_err(LoadError::table)?;
-        for KeptAddress { slot, record, .. } in &addresses {
-            if let Some(place) = self.tables.records.get(*slot) {
-                place.tell_flood(record.flooded);
+        for KeptAddress { slot, claims, .. } in &addresses {
+            if let Some(place) = self.tables.claims.get(*slot) {
+                place.tell_flood(above_zero(claims.flood_untold));
             }
         }
-        self.tables.repair(&addresses).map_err(LoadError::table)?;
-        for KeptAddress { key, slot, .. } in &addresses {
-            self.installed.insert(*key, *slot);
-            self.hinted.entry(Hint::place(key.address)).or_default().push(*slot);
-        }
-        self.tables.rehint(&self.hinted).map_err(LoadError::table)?;
+        self.tables.repair(&addresses);
+        self.installed = addresses.iter().map(|address| (address.key, address.slot)).collect();
         let used: BTreeSet<u32> = self.installed.values().copied().collect();
-        self.free.retain(|slot| !used.contains(slot));
+        self.fresh = used.last().map_or(0, |last| last + 1);
+        self.free = (0..self.fresh).filter(|slot| !used.contains(slot)).collect();
         self.tables.forget_claimants(|slot| used.contains(&slot)).map_err(LoadError::table)?;
+        self.counted = self.tables.forget_moves(|slot| used.contains(&slot)).map_err(LoadError::table)?;
         (self.own, self.allowed) = self.tables.macs().map_err(LoadError::table)?;
         let links = self.adopt_links()?;
         let heartbeat_ns = self
@@ -336,7 +337,7 @@ impl Pins {
         match self.pinned()? {
             Pinned::Nothing | Pinned::Part => Ok(None),
             Pinned::All => {
-                let tables = Tables::open(self)?;
+                let tables = Tables::open(self, self.capacity()?)?;
                 let heartbeat_ns = tables
                     .control()
                     .map_or(0, |control| control.heartbeat_ns.load(std::sync::atomic::Ordering::Acquire));

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arpwarden_common::abi::{self, AddressKey, MAX_ADDRESSES};
+use arpwarden_common::abi::{self, AddressKey};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::{
@@ -716,6 +716,8 @@ pub enum InstallError {
     Full {
         /// The address.
         key: AddressKey,
+        /// How many there are.
+        capacity: u32,
     },
     /// A map could not be read or written.
     Table {
@@ -729,10 +731,10 @@ pub enum InstallError {
 impl fmt::Display for InstallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Full { key } => write!(
+            Self::Full { key, capacity } => write!(
                 f,
-                "making {} known to the program: all {MAX_ADDRESSES} places are taken; give addresses up \
-                 first ('offline', 'unwatch')",
+                "making {} known to the program: all {capacity} places are taken; give addresses up first \
+                 ('offline', 'unwatch'), or unload and run with a larger 'capacity' ([daemon] of the configuration)",
                 key.address
             ),
             Self::Table { key, .. } => write!(f, "making {} known to the program", key.address),

@@ -7,10 +7,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use arpwarden_common::{
-    abi::{self, MAX_ADDRESSES},
-    names,
-};
+use arpwarden_common::{abi, index, names};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, RingBuf},
@@ -27,7 +24,7 @@ use super::{
     layout,
     pins::{Pinned, Pins, PinsError},
     sys,
-    tables::Tables,
+    tables::{Tables, possible_cpus},
 };
 
 impl Datapath {
@@ -35,12 +32,13 @@ impl Datapath {
     /// 1 errors … 5 everything (beyond: as 5). A program of another mode is loaded when it is attached for the first
     /// time: to verify one takes the kernel a fifth of a second. What an earlier run has left behind the
     /// pins is taken over: its maps are used, and its programs replaced where they are attached, each between two
-    /// frames. Nothing else is attached.
+    /// frames. Nothing else is attached. New maps hold `capacity` addresses, 1..=[`abi::MAX_CAPACITY`]; those of an earlier
+    /// run hold what they held then ([`Self::capacity`]).
     ///
     /// # Errors
     /// [`LoadError`] says what is missing: a capability, memory that may be locked, a feature of the kernel, a place
     /// for the pins; or what is different in the maps of the earlier run, which is left as it was then.
-    pub fn open(pins: &Pins, log_level: u8) -> Result<(Self, Found), LoadError> {
+    pub fn open(pins: &Pins, log_level: u8, capacity: u32) -> Result<(Self, Found), LoadError> {
         layout::check(OBJECT)?;
         pins.prepare().map_err(LoadError::pins)?;
         let adopting = match pins.pinned()? {
@@ -52,7 +50,8 @@ impl Datapath {
             }
         };
         pins.settle().map_err(LoadError::pins)?;
-        let opened = Self::load(pins, log_level).and_then(|mut datapath| {
+        let capacity = if adopting { pins.capacity()? } else { capacity.clamp(1, abi::MAX_CAPACITY) };
+        let opened = Self::load(pins, log_level, capacity).and_then(|mut datapath| {
             let found = match adopting {
                 true => Found::Adopted(datapath.adopt()?),
                 false => Found::Nothing,
@@ -74,10 +73,16 @@ impl Datapath {
         opened
     }
 
-    fn load(pins: &Pins, log_level: u8) -> Result<Self, LoadError> {
+    fn load(pins: &Pins, log_level: u8, capacity: u32) -> Result<Self, LoadError> {
         let memory = raise_memlock();
         let level = log_level.min(5);
+        let buckets = index::buckets(capacity);
         let mut loader = EbpfLoader::new();
+        loader.override_global(names::CAPACITY, &capacity, true);
+        loader.override_global(names::INDEX_BUCKETS, &buckets, true);
+        for (map, entries) in names::sizes(capacity, possible_cpus()?) {
+            loader.map_max_entries(map, entries);
+        }
         loader.override_global(aya_log::LEVEL, &level, false);
         #[cfg(feature = "omit")]
         let left_out = match crate::omit::omission() {
@@ -108,13 +113,15 @@ impl Datapath {
             tc: None,
             guard: guard.id,
             tc_way: TcWay::of_kernel(),
-            tables: Tables::open(pins)?,
+            tables: Tables::open(pins, capacity)?,
             events: Some(events),
             logger,
             installed: BTreeMap::new(),
             segments: BTreeMap::new(),
-            hinted: BTreeMap::new(),
-            free: (0..MAX_ADDRESSES).collect(),
+            budgeted: BTreeSet::new(),
+            counted: BTreeSet::new(),
+            fresh: 0,
+            free: VecDeque::new(),
             left: VecDeque::new(),
             own: BTreeSet::new(),
             allowed: BTreeSet::new(),

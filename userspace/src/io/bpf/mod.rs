@@ -45,6 +45,7 @@ pub use lacks::{Lack, kernel_release};
 pub use layout::Shape;
 pub use load::missing_capabilities;
 pub use pins::{Pins, PinsError};
+pub use tables::RecentAsker;
 use tables::Tables;
 pub use unload::UnloadError;
 
@@ -91,9 +92,13 @@ pub struct Datapath {
     installed: BTreeMap<AddressKey, u32>,
     /// Where frames of VLAN devices are on the wire; those of all others are where they are.
     segments: BTreeMap<u32, Segment>,
-    /// The slots that share a hint's place.
-    hinted: BTreeMap<u32, Vec<u32>>,
-    /// Slots that nothing leads to and nothing is remembered of.
+    /// Interfaces with a budget of moves.
+    budgeted: BTreeSet<u32>,
+    /// Slots of which the program counts the moves.
+    counted: BTreeSet<u32>,
+    /// Slots from here on were never used.
+    fresh: u32,
+    /// Others that nothing leads to and nothing is remembered of.
     free: VecDeque<u32>,
     /// Slots that addresses have left. The program may still remember claimants of those, and a look-up that has begun
     /// may still write there: they are used again when no others are free.

@@ -32,6 +32,7 @@ use super::{
     layout::{Shape, shape},
     shared::{Mapped, SharedControl},
     sys::Link,
+    tables::possible_cpus,
 };
 
 /// Where the BPF file system belongs.
@@ -198,6 +199,16 @@ impl Pins {
         Ok(Pinned::All)
     }
 
+    /// How many addresses the pinned maps hold.
+    pub(super) fn capacity(&self) -> Result<u32, LoadError> {
+        let map = names::SLOTS;
+        if !self.map(map).exists() {
+            return Err(LoadError::PinMissing { pins: self.clone(), map });
+        }
+        let shape = Shape::of_pin(&self.map(map)).map_err(|source| LoadError::Shape { map, source })?;
+        Ok(shape.max_entries)
+    }
+
     /// The layout version of the pinned maps; 0 if they are not ready.
     fn layout(&self) -> Result<u64, LoadError> {
         let map = names::CONTROL;
@@ -212,9 +223,16 @@ impl Pins {
         Ok(control.get(0).map_or(0, |control| control.layout.load(std::sync::atomic::Ordering::Acquire)))
     }
 
-    /// Whether a pinned map has the shape that the object gives it.
+    /// Whether a pinned map has the shape that the object gives it, with room for as many addresses as the others have.
     fn compare(&self, map: &'static str) -> Result<(), LoadError> {
-        let expected = shape(OBJECT, map).ok_or(LoadError::Incomplete { lacks: map })?;
+        let mut expected = shape(OBJECT, map).ok_or(LoadError::Incomplete { lacks: map })?;
+        let sizes = names::sizes(1, 1);
+        if sizes.iter().any(|(sized, _)| *sized == map) {
+            // Other maps of a capacity that is none would be as wrong.
+            let capacity = self.capacity()?.clamp(1, abi::MAX_CAPACITY);
+            let sizes = names::sizes(capacity, possible_cpus()?);
+            expected.max_entries = sizes.iter().find(|(sized, _)| *sized == map).map_or(0, |(_, entries)| *entries);
+        }
         if !self.map(map).exists() {
             return Err(LoadError::PinMissing { pins: self.clone(), map });
         }

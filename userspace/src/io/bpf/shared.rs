@@ -5,11 +5,12 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
     ptr::{self, NonNull},
     slice,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering},
 };
 
 use arpwarden_common::{
-    abi::{AddressKey, Control, Group, MOVES, Record, Slot},
+    abi::{ASKERS, AddressCounters, AddressKey, Asker, Claims, Coarse, Control, Group, Slot},
+    index::{Bucket, ENTRIES, Index},
     net::{Ipv4, Vlan},
     state::StateWord,
 };
@@ -89,7 +90,13 @@ pub(super) struct SharedSlot {
     /// Both halves of a [`Vlan`], as they are in memory.
     vlan: AtomicU32,
     address: AtomicU32,
-    pub(super) group: AtomicU32,
+    pub(super) group: AtomicU16,
+    fallen: AtomicU16,
+    followed: [AtomicU32; ASKERS],
+    defended_ns: AtomicU64,
+    conflict: AtomicU64,
+    /// Two words each.
+    askers: [[AtomicU64; 2]; ASKERS],
 }
 const _: () = assert!(
     size_of::<SharedSlot>() == size_of::<Slot>()
@@ -99,6 +106,12 @@ const _: () = assert!(
         && std::mem::offset_of!(SharedSlot, vlan) == std::mem::offset_of!(Slot, vlan)
         && std::mem::offset_of!(SharedSlot, address) == std::mem::offset_of!(Slot, address)
         && std::mem::offset_of!(SharedSlot, group) == std::mem::offset_of!(Slot, group)
+        && std::mem::offset_of!(SharedSlot, fallen) == std::mem::offset_of!(Slot, fallen)
+        && std::mem::offset_of!(SharedSlot, followed) == std::mem::offset_of!(Slot, followed)
+        && std::mem::offset_of!(SharedSlot, defended_ns) == std::mem::offset_of!(Slot, defended_ns)
+        && std::mem::offset_of!(SharedSlot, conflict) == std::mem::offset_of!(Slot, conflict)
+        && std::mem::offset_of!(SharedSlot, askers) == std::mem::offset_of!(Slot, askers)
+        && size_of::<[AtomicU64; 2]>() == size_of::<Asker>()
 );
 // SAFETY: asserted above; integers only.
 unsafe impl Shared for SharedSlot {
@@ -126,7 +139,7 @@ impl SharedSlot {
         }
     }
 
-    /// Gives a vacant slot to an address: without lease and group, the word last.
+    /// Gives a vacant slot, which nothing leads to, to an address: without lease, group and past, the word last.
     pub(super) fn fill(&self, key: &AddressKey, word: StateWord) {
         let AddressKey { interface, vlan: Vlan { outer, inner }, address } = *key;
         let ([a, b], [c, d]) = (outer.to_ne_bytes(), inner.to_ne_bytes());
@@ -134,37 +147,92 @@ impl SharedSlot {
         self.vlan.store(u32::from_ne_bytes([a, b, c, d]), Ordering::Relaxed);
         self.address.store(u32::from_ne_bytes(address.octets()), Ordering::Relaxed);
         self.group.store(0, Ordering::Relaxed);
+        // An earlier address's would silence this one, or forbid a defence.
+        self.fallen.store(0, Ordering::Relaxed);
+        self.defended_ns.store(0, Ordering::Relaxed);
+        self.conflict.store(0, Ordering::Relaxed);
+        for (asker, followed) in self.askers.iter().zip(&self.followed) {
+            followed.store(0, Ordering::Relaxed);
+            for word in asker {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
         // The program reads word, lease, key in this order, so the key has to be there before the others.
         self.lease_until_ns.store(0, Ordering::Release);
         self.store(word);
     }
+
+    /// What the program says of it, and what user space does.
+    pub(super) fn read(&self) -> Slot {
+        let AddressKey { interface, vlan, address } = self.key();
+        Slot {
+            word: self.word().bits(),
+            lease_until_ns: self.lease_until_ns.load(Ordering::Acquire),
+            interface,
+            vlan,
+            address,
+            group: self.group.load(Ordering::Relaxed),
+            fallen: self.fallen(),
+            followed: std::array::from_fn(|place| Coarse::from_units(self.followed[place].load(Ordering::Relaxed))),
+            defended_ns: self.defended_ns.load(Ordering::Acquire),
+            conflict: self.conflict.load(Ordering::Relaxed),
+            askers: std::array::from_fn(|place| {
+                let [head, tail] = &self.askers[place];
+                Asker::of_words(head.load(Ordering::Relaxed), tail.load(Ordering::Relaxed))
+            }),
+        }
+    }
+
+    /// [`Slot::fallen`].
+    pub(super) fn fallen(&self) -> u16 {
+        self.fallen.load(Ordering::Acquire)
+    }
+
+    /// As the program does it.
+    #[cfg(test)]
+    pub(super) fn fall(&self, mark: u16) {
+        self.fallen.store(mark, Ordering::Release);
+    }
+
+    /// Takes [`Slot::fallen`] back, under a word to which it does not apply.
+    pub(super) fn stand_up(&self) {
+        self.fallen.store(0, Ordering::Release);
+    }
+
+    /// Takes the permit to defend at `now_ns`, unless a defence is younger than `interval_ns` or another one takes it
+    /// at this moment.
+    pub(super) fn take_defence(&self, now_ns: u64, interval_ns: u64) -> bool {
+        let seen = self.defended_ns.load(Ordering::Acquire);
+        (seen == 0 || now_ns.saturating_sub(seen) >= interval_ns)
+            && self
+                .defended_ns
+                .compare_exchange(seen, now_ns, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
 }
 
-/// A [`Record`], in words: the program keeps its fields, and adds to some of them at any time.
+/// The [`Claims`] of an address, in words: the program keeps its fields, and adds to some of them at any time.
 #[repr(C)]
-pub(super) struct SharedRecord {
-    words: [AtomicU64; RECORD_WORDS],
+pub(super) struct SharedClaims {
+    words: [AtomicU64; CLAIMS_WORDS],
 }
-const RECORD_WORDS: usize = size_of::<Record>() / 8;
+const CLAIMS_WORDS: usize = size_of::<Claims>() / 8;
 const _: () = assert!(
-    size_of::<SharedRecord>() == size_of::<Record>() && align_of::<SharedRecord>() == align_of::<Record>()
+    size_of::<SharedClaims>() == size_of::<Claims>() && align_of::<SharedClaims>() == align_of::<Claims>()
 );
 // SAFETY: asserted above; integers only.
-unsafe impl Shared for SharedRecord {
-    type Plain = Record;
+unsafe impl Shared for SharedClaims {
+    type Plain = Claims;
 }
 
-impl SharedRecord {
-    const FALLEN: usize = std::mem::offset_of!(Record, fallen) / 8;
-    const DEFENDED: usize = std::mem::offset_of!(Record, defended_ns) / 8;
-    const MOVES: usize = std::mem::offset_of!(Record, moves_ns) / 8;
-    const FLOOD_TOLD: usize = std::mem::offset_of!(Record, flood_told) / 8;
+impl SharedClaims {
+    const FLOOD_UNTOLD: usize = std::mem::offset_of!(Claims, flood_untold) / 8;
 
     /// What it holds; fields that change meanwhile are of one time or another.
-    pub(super) fn read(&self) -> Record {
-        let words: [u64; RECORD_WORDS] = std::array::from_fn(|at| self.words[at].load(Ordering::Relaxed));
+    pub(super) fn read(&self) -> Claims {
+        let words: [u64; CLAIMS_WORDS] = std::array::from_fn(|at| self.words[at].load(Ordering::Relaxed));
         // SAFETY: as many bytes (asserted), both plain integers, so any of them are a value.
-        unsafe { std::mem::transmute::<[u64; RECORD_WORDS], Record>(words) }
+        unsafe { std::mem::transmute::<[u64; CLAIMS_WORDS], Claims>(words) }
     }
 
     /// Forgets everything: only for a slot that nothing leads to.
@@ -174,48 +242,65 @@ impl SharedRecord {
         }
     }
 
-    /// [`Record::fallen`].
-    pub(super) fn fallen(&self) -> u32 {
-        let [a, b, c, d, ..] = self.words[Self::FALLEN].load(Ordering::Acquire).to_ne_bytes();
-        u32::from_ne_bytes([a, b, c, d])
+    /// Says that so many of the frames beyond those reported one by one were told.
+    pub(super) fn tell_flood(&self, told: u64) {
+        self.words[Self::FLOOD_UNTOLD].fetch_sub(told, Ordering::Relaxed);
     }
+}
 
-    /// As the program does it.
-    #[cfg(test)]
-    pub(super) fn fall(&self, mark: u32) {
-        let [a, b, c, d] = mark.to_ne_bytes();
-        self.words[Self::FALLEN].store(u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]), Ordering::Release);
-    }
+/// The [`AddressCounters`] that a CPU has for an address.
+#[repr(C)]
+pub(super) struct SharedCounters {
+    answered: AtomicU64,
+    shielded: AtomicU64,
+}
+const _: () = assert!(
+    size_of::<SharedCounters>() == size_of::<AddressCounters>()
+        && std::mem::offset_of!(SharedCounters, shielded) == std::mem::offset_of!(AddressCounters, shielded)
+);
+// SAFETY: asserted above; integers only.
+unsafe impl Shared for SharedCounters {
+    type Plain = AddressCounters;
+}
 
-    /// Takes [`Record::fallen`] back, under a word to which it does not apply.
-    pub(super) fn stand_up(&self) {
-        // What shares the word is always 0.
-        self.words[Self::FALLEN].store(0, Ordering::Release);
-    }
-
-    /// Says how many of the frames beyond those reported one by one were told.
-    pub(super) fn tell_flood(&self, flooded: u64) {
-        self.words[Self::FLOOD_TOLD].store(flooded, Ordering::Relaxed);
-    }
-
-    /// Takes the permit to defend at `now_ns`, unless a defence is younger than `interval_ns` or another one takes it
-    /// at this moment.
-    pub(super) fn take_defence(&self, now_ns: u64, interval_ns: u64) -> bool {
-        let defended = &self.words[Self::DEFENDED];
-        let seen = defended.load(Ordering::Acquire);
-        if seen != 0 && now_ns.saturating_sub(seen) < interval_ns {
-            return false;
+impl SharedCounters {
+    /// What it holds.
+    pub(super) fn read(&self) -> AddressCounters {
+        AddressCounters {
+            answered: self.answered.load(Ordering::Relaxed),
+            shielded: self.shielded.load(Ordering::Relaxed),
         }
-        if defended.compare_exchange(seen, now_ns, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            return false;
+    }
+
+    /// Counts from zero: only for a slot that nothing leads to.
+    pub(super) fn clear(&self) {
+        self.answered.store(0, Ordering::Relaxed);
+        self.shielded.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A [`Bucket`].
+#[repr(C, align(8))]
+pub(super) struct SharedBucket([AtomicU32; ENTRIES]);
+const _: () = assert!(
+    size_of::<SharedBucket>() == size_of::<Bucket>() && align_of::<SharedBucket>() == align_of::<Bucket>()
+);
+// SAFETY: asserted above; integers only.
+unsafe impl Shared for SharedBucket {
+    type Plain = Bucket;
+}
+
+impl Index for Mapped<SharedBucket> {
+    fn read(&self, bucket: u32) -> [u32; ENTRIES] {
+        let Some(SharedBucket(entries)) = self.get(bucket) else { return [0; ENTRIES] };
+        std::array::from_fn(|n| entries[n].load(Ordering::Relaxed))
+    }
+
+    fn write(&mut self, bucket: u32, n: usize, entry: u32) {
+        if let Some(place) = self.get(bucket).and_then(|SharedBucket(entries)| entries.get(n)) {
+            // The slot that it leads to is whole.
+            place.store(entry, Ordering::Release);
         }
-        // Whoever exchanged `defended_ns` is alone here until the interval is over.
-        let moves = &self.words[Self::MOVES..Self::MOVES + MOVES];
-        for (later, earlier) in moves.iter().zip(&moves[1..]).rev() {
-            earlier.store(later.load(Ordering::Relaxed), Ordering::Release);
-        }
-        moves[0].store(now_ns, Ordering::Release);
-        true
     }
 }
 

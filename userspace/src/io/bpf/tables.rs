@@ -7,37 +7,41 @@ use std::{
 
 use arpwarden_common::{
     abi::{
-        AddressCounters, AddressKey, AllowedKey, Asker, Claimant, ClaimantKey, Counter, Group, Hint,
-        MAX_ADDRESSES, MAX_GROUPS, Port, PortPlace, Record,
+        self, AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Claims, Coarse, Counter, Group,
+        MAX_GROUPS, Moves, Port, PortPlace,
     },
+    index::{self, Hash, Index as _},
     names,
     net::{Ipv4, MacAddr, Vlan},
     state::StateWord,
     verdict::{self, Entry, Standing},
 };
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     sys::SyscallError,
     util::nr_cpus,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
     super::{clock, link::Segment},
     Datapath,
     error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
     pins::Pins,
-    shared::{Mapped, Shared, SharedControl, SharedGroup, SharedRecord, SharedSlot},
+    shared::{
+        Mapped, Shared, SharedBucket, SharedClaims, SharedControl, SharedCounters, SharedGroup, SharedSlot,
+    },
 };
 
 /// The pinned maps, as typed handles.
 pub(super) struct Tables {
-    pub(super) addresses: HashMap<MapData, AddressKey, u32>,
+    pub(super) index: Mapped<SharedBucket>,
     pub(super) slots: Mapped<SharedSlot>,
-    pub(super) records: Mapped<SharedRecord>,
-    address_counters: PerCpuArray<MapData, AddressCounters>,
+    pub(super) claims: Mapped<SharedClaims>,
+    /// The places of each CPU one after the other.
+    address_counters: Mapped<SharedCounters>,
+    moves: HashMap<MapData, u32, Moves>,
     claimants: HashMap<MapData, ClaimantKey, Claimant>,
-    pub(super) hints: Array<MapData, Hint>,
     ports: Array<MapData, PortPlace>,
     own_macs: HashMap<MapData, MacAddr, u8>,
     allowed: HashMap<MapData, AllowedKey, u8>,
@@ -49,16 +53,17 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Opens the pinned maps, whose shapes have been compared.
-    pub(super) fn open(pins: &Pins) -> Result<Self, LoadError> {
-        let (slots, identity) = mapped(pins, names::SLOTS, MAX_ADDRESSES)?;
+    /// Opens the pinned maps, whose shapes have been compared and are those for `capacity` addresses.
+    pub(super) fn open(pins: &Pins, capacity: u32) -> Result<Self, LoadError> {
+        let [index, slots, claims, counters] = names::sizes(capacity, possible_cpus()?);
+        let (slots, identity) = mapped(pins, slots.0, slots.1)?;
         Ok(Self {
-            addresses: typed(pins, names::ADDRESSES)?,
+            index: mapped(pins, index.0, index.1)?.0,
             slots,
-            records: mapped(pins, names::RECORDS, MAX_ADDRESSES)?.0,
-            address_counters: typed(pins, names::ADDRESS_COUNTERS)?,
+            claims: mapped(pins, claims.0, claims.1)?.0,
+            address_counters: mapped(pins, counters.0, counters.1)?.0,
+            moves: typed(pins, names::MOVES)?,
             claimants: typed(pins, names::CLAIMANTS)?,
-            hints: typed(pins, names::HINTS)?,
             ports: typed(pins, names::PORTS)?,
             own_macs: typed(pins, names::OWN_MACS)?,
             allowed: typed(pins, names::ALLOWED)?,
@@ -90,7 +95,7 @@ impl Tables {
         // taken as it was last, and the list ends.
         self.claimants
             .iter()
-            .take(2 * arpwarden_common::abi::MAX_CLAIMANTS as usize)
+            .take(2 * abi::MAX_CLAIMANTS as usize)
             .collect::<Result<_, _>>()
             .map_err(|source| TableError::read(names::CLAIMANTS, source))
     }
@@ -98,10 +103,10 @@ impl Tables {
     /// Says of these claimants that all their frames were told: the next event tells those that come from now on. A
     /// frame that is counted at this very moment may stay untold; the totals are elsewhere.
     pub(super) fn tell(&mut self, claimants: Hashed<ClaimantKey, Claimant>) -> Result<(), TableError> {
-        for (key, claimant) in claimants.into_iter().filter(|(_, claimant)| claimant.frames > claimant.told) {
+        for (key, claimant) in claimants.into_iter().filter(|(_, claimant)| claimant.untold != 0) {
             // The least recent claimant may have made room for another one.
             let Ok(now) = self.claimants.get(&key, 0) else { continue };
-            let told = Claimant { told: claimant.frames, ..now };
+            let told = Claimant { untold: now.untold.wrapping_sub(claimant.untold), ..now };
             self.claimants
                 .insert(key, told, 0)
                 .map_err(|source| TableError::write(names::CLAIMANTS, source))?;
@@ -119,18 +124,59 @@ impl Tables {
         Ok(())
     }
 
-    /// Counts from zero in a slot that nothing leads to.
-    fn clear(&mut self, slot: u32) -> Result<(), TableError> {
-        let failed = |source| TableError::write(names::ADDRESS_COUNTERS, source);
-        let cpus = nr_cpus().map_err(|(_, error)| failed(MapError::IoError(error)))?;
-        let zeros = PerCpuValues::try_from(vec![AddressCounters::default(); cpus])
-            .map_err(|error| failed(MapError::IoError(error)))?;
-        self.address_counters.set(slot, zeros, 0).map_err(failed)?;
-        if let Some(record) = self.records.get(slot) {
-            record.clear();
-        }
-        Ok(())
+    /// How many addresses the maps hold.
+    pub(super) fn capacity(&self) -> u32 {
+        u32::try_from(self.slots.all().len()).unwrap_or(u32::MAX)
     }
+
+    /// What each CPU has counted of the address in a slot.
+    fn counters_of(&self, slot: u32) -> impl Iterator<Item = &SharedCounters> {
+        self.address_counters.all().iter().skip(slot as usize).step_by(self.slots.all().len().max(1))
+    }
+
+    /// Counts from zero in a slot that nothing leads to.
+    fn clear(&self, slot: u32) {
+        self.counters_of(slot).for_each(SharedCounters::clear);
+        if let Some(claims) = self.claims.get(slot) {
+            claims.clear();
+        }
+    }
+
+    /// The hash of a key in this index.
+    pub(super) fn hash(&self, key: &AddressKey) -> Hash {
+        Hash::of(key, index::buckets(self.capacity()))
+    }
+
+    /// All that leads to a slot: bucket, entry and slot number.
+    pub(super) fn entries(&self) -> Vec<(u32, usize, u32)> {
+        let buckets = 0..index::buckets(self.capacity());
+        let of = |bucket| self.index.read(bucket).into_iter().enumerate().map(move |(n, entry)| (bucket, n, entry));
+        let leading = |(bucket, n, entry)| Some((bucket, n, index::slot_of(entry)?));
+        buckets.flat_map(of).filter_map(leading).collect()
+    }
+
+    /// The latest defences of the address in a slot, if the program counts them.
+    pub(super) fn moves(&self, slot: u32) -> Option<Moves> {
+        self.moves.get(&slot, 0).ok()
+    }
+
+    /// Forgets the moves of all slots but these; gives those of which the program counts them.
+    pub(super) fn forget_moves(&mut self, but_of: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>, TableError> {
+        let slots: Result<BTreeSet<u32>, _> = self.moves.keys().collect();
+        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) =
+            slots.map_err(|source| TableError::read(names::MOVES, source))?.into_iter().partition(|slot| but_of(*slot));
+        for slot in gone {
+            removed(self.moves.remove(&slot)).map_err(|source| TableError::write(names::MOVES, source))?;
+        }
+        Ok(kept)
+    }
+}
+
+/// How many CPUs there can be, each with counters of its own.
+pub(super) fn possible_cpus() -> Result<u32, LoadError> {
+    let map = names::ADDRESS_COUNTERS;
+    let cpus = nr_cpus().map_err(|(_, error)| LoadError::Shape { map, source: MapError::IoError(error) })?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
 }
 
 /// Makes the map, whose keys are `there`, one of the keys `wanted`: new ones first.
@@ -256,7 +302,35 @@ impl Datapath {
                     failed(SyscallError { call: "bpf_map_update_elem", io_error }.into())
                 })?,
         };
+        // The program counts before it may defend within a budget.
+        let budgeted = if port.moves == 0 {
+            self.budgeted.remove(&port.interface);
+            false
+        } else {
+            self.budgeted.insert(port.interface)
+        };
+        if budgeted {
+            let there = self.installed.iter().filter(|(key, _)| key.interface == port.interface);
+            for slot in there.map(|(_, slot)| *slot).collect::<Vec<_>>() {
+                self.count_moves(slot);
+            }
+        }
         self.tables.ports.set(place, PortPlace { port, index, pad: 0 }, 0).map_err(failed)
+    }
+
+    /// Lets the program count the defences of the address in a slot. Where there is no room for it the program leaves
+    /// the defence to user space, which counts as well.
+    fn count_moves(&mut self, slot: u32) {
+        if self.counted.contains(&slot) {
+            return;
+        }
+        let defended_ns = self.tables.slots.get(slot).map_or(0, |place| place.read().defended_ns);
+        let mut moves = Moves::default();
+        moves[0] = defended_ns;
+        match self.tables.moves.insert(slot, moves, 0) {
+            Ok(()) => _ = self.counted.insert(slot),
+            Err(source) => debug!("{}", Chain(&TableError::write(names::MOVES, source))),
+        }
     }
 
     /// Makes the program pass and count frames that come in on `index`; done already if it does.
@@ -308,47 +382,50 @@ impl Datapath {
     /// its slot. An address that is known already only gets the new word.
     ///
     /// # Errors
-    /// All [`MAX_ADDRESSES`] slots are taken, or the kernel refuses.
+    /// As many are known as there is room for, or the kernel refuses.
     pub fn install(&mut self, key: AddressKey, word: StateWord) -> Result<u32, InstallError> {
         let key = self.on_wire(&key);
         if let Some(&slot) = self.installed.get(&key) {
             self.store_in(slot, word);
             return Ok(slot);
         }
-        let failed = |source| InstallError::Table { key, source };
-        if self.free.is_empty() {
-            self.recover_left_slots().map_err(failed)?;
-        }
-        let Some(slot) = self.free.pop_front() else { return Err(InstallError::Full { key }) };
-        match self.lead_to(slot, key, word) {
-            Ok(()) => {
-                self.installed.insert(key, slot);
-                Ok(slot)
-            }
-            Err(source) => {
-                self.store_in(slot, StateWord::VACANT);
-                let unhinted = self.hint(&key, |slots| slots.retain(|there| *there != slot));
-                // A slot that something still leads to is not free.
-                if removed(self.tables.addresses.remove(&key)).is_ok() && unhinted.is_ok() {
-                    self.free.push_front(slot);
-                }
-                Err(failed(source))
-            }
-        }
-    }
-
-    fn lead_to(&mut self, slot: u32, key: AddressKey, word: StateWord) -> Result<(), TableError> {
-        // An earlier address's `fallen` would silence this one, its `defended_ns` would forbid a defence.
-        self.tables.clear(slot)?;
+        let Some(slot) = self.vacant().map_err(|source| InstallError::Table { key, source })? else {
+            return Err(InstallError::Full { key, capacity: self.capacity() });
+        };
         // Before anything leads to it, and before the word: whoever finds the word finds its address.
+        self.tables.clear(slot);
         if let Some(place) = self.tables.slots.get(slot) {
             place.fill(&key, word);
         }
-        self.tables
-            .addresses
-            .insert(key, slot, 0)
-            .map_err(|source| TableError::write(names::ADDRESSES, source))?;
-        self.hint(&key, |slots| slots.push(slot))
+        if self.budgeted.contains(&key.interface) {
+            self.count_moves(slot);
+        }
+        let hash = self.tables.hash(&key);
+        if !index::insert(&mut self.tables.index, hash, slot) {
+            self.store_in(slot, StateWord::VACANT);
+            self.free.push_front(slot);
+            return Err(InstallError::Full { key, capacity: self.capacity() });
+        }
+        self.installed.insert(key, slot);
+        Ok(slot)
+    }
+
+    /// How many addresses there is room for.
+    pub fn capacity(&self) -> u32 {
+        self.tables.capacity()
+    }
+
+    /// A slot that nothing leads to and nothing is remembered of; `None` if there is none.
+    fn vacant(&mut self) -> Result<Option<u32>, TableError> {
+        if let Some(slot) = self.free.pop_front() {
+            return Ok(Some(slot));
+        }
+        if self.fresh < self.capacity() {
+            self.fresh += 1;
+            return Ok(Some(self.fresh - 1));
+        }
+        self.recover_left_slots()?;
+        Ok(self.free.pop_front())
     }
 
     /// Makes slots usable that addresses have left: the claimants of those are forgotten.
@@ -369,11 +446,11 @@ impl Datapath {
     pub fn store(&mut self, key: &AddressKey, word: StateWord) -> Result<(), UnknownAddress> {
         let slot = self.slot(key)?;
         // A generation that has come round: what the program gave up under it was another claim.
-        if let (Some(place), Some(record)) = (self.tables.slots.get(slot), self.tables.records.get(slot))
+        if let Some(place) = self.tables.slots.get(slot)
             && place.word().generation() != word.generation()
-            && record.fallen() == word.mark()
+            && place.fallen() == word.mark()
         {
-            record.stand_up();
+            place.stand_up();
         }
         self.store_in(slot, word);
         Ok(())
@@ -428,6 +505,8 @@ impl Datapath {
     pub fn set_slot_group(&mut self, key: &AddressKey, number: u32) -> Result<(), UnknownAddress> {
         let slot = self.slot(key)?;
         if let Some(place) = self.tables.slots.get(slot) {
+            // Silent like any that is not there.
+            let number = u16::try_from(number).unwrap_or(u16::MAX);
             place.group.store(number, std::sync::atomic::Ordering::Release);
         }
         Ok(())
@@ -445,19 +524,39 @@ impl Datapath {
     /// defence, whoever made it, is younger than `interval_ns`, if the program takes it at this moment, or if the
     /// address is not known.
     pub fn take_defence(&mut self, key: &AddressKey, now_ns: u64, interval_ns: u64) -> bool {
-        let record = self.known(key).and_then(|slot| self.tables.records.get(slot));
-        record.is_some_and(|record| record.take_defence(now_ns, interval_ns))
+        let Some(slot) = self.known(key) else { return false };
+        let taken = self.tables.slots.get(slot).is_some_and(|place| place.take_defence(now_ns, interval_ns));
+        // Whoever has taken it is alone with the moves until the interval is over.
+        if taken && let Some(mut moves) = self.tables.moves(slot) {
+            moves.rotate_right(1);
+            moves[0] = now_ns;
+            if let Err(source) = self.tables.moves.insert(slot, moves, 0) {
+                warn!(address = %key.address, "{}", Chain(&TableError::write(names::MOVES, source)));
+            }
+        }
+        taken
     }
 
-    /// What the program knows of an address since it was installed; `None` if it doesn't know it.
-    pub fn record(&self, key: &AddressKey) -> Option<Record> {
-        Some(self.tables.records.get(self.known(key)?)?.read())
+    /// The MAC of the latest claim for an address; `None` if there was none, or the program doesn't know the address.
+    pub fn owner(&self, key: &AddressKey) -> Option<MacAddr> {
+        let claims = self.tables.claims.get(self.known(key)?)?.read();
+        Some(claims.owner).filter(|mac| !mac.is_zero())
     }
 
-    /// The hosts that asked for an address lately, the latest first.
-    pub fn askers(&self, key: &AddressKey) -> Vec<Asker> {
-        let askers = self.record(key).map(|record| record.askers).unwrap_or_default();
-        let mut askers: Vec<_> = askers.into_iter().filter(|asker| !asker.mac.is_zero()).collect();
+    /// The hosts that asked for an address lately, the latest first, at `now_ns` (CLOCK_BOOTTIME).
+    pub fn askers(&self, key: &AddressKey, now_ns: u64) -> Vec<RecentAsker> {
+        let Some(place) = self.known(key).and_then(|slot| self.tables.slots.get(slot)) else { return Vec::new() };
+        let slot = place.read();
+        let asker = |(asker, followed): (&abi::Asker, &Coarse)| {
+            Some(RecentAsker {
+                mac: asker.mac(),
+                address: asker.address,
+                seen_ns: asker.seen.at(now_ns)?,
+                followed: asker.followed(),
+                followed_ns: followed.at(now_ns).map_or(0, |at| (at + Coarse::UNIT_NS).min(now_ns)),
+            })
+        };
+        let mut askers: Vec<_> = slot.askers.iter().zip(&slot.followed).filter_map(asker).collect();
         askers.sort_by_key(|asker| std::cmp::Reverse(asker.seen_ns));
         askers
     }
@@ -465,28 +564,19 @@ impl Datapath {
     /// Makes the program forget an address; done already if it doesn't know it.
     ///
     /// # Errors
-    /// The kernel's; the address is treated as unmanaged all the same, and its slot is not used again.
+    /// The kernel's; the address is unmanaged all the same.
     pub fn remove(&mut self, key: &AddressKey) -> Result<(), TableError> {
         let key = self.on_wire(key);
         let Some(slot) = self.installed.remove(&key) else { return Ok(()) };
-        let unhinted = self.hint(&key, |slots| slots.retain(|there| *there != slot));
-        let unlinked = removed(self.tables.addresses.remove(&key));
+        let hash = self.tables.hash(&key);
+        index::remove(&mut self.tables.index, hash, slot);
         self.store_in(slot, StateWord::VACANT);
-        unlinked.map_err(|source| TableError::write(names::ADDRESSES, source)).and(unhinted)?;
         self.left.push_back(slot);
-        Ok(())
-    }
-
-    /// Changes which slots have the address's hint, and writes that hint.
-    fn hint(&mut self, key: &AddressKey, change: impl FnOnce(&mut Vec<u32>)) -> Result<(), TableError> {
-        let place = Hint::place(key.address);
-        let slots = self.hinted.entry(place).or_default();
-        change(slots);
-        let hint = hint_of(slots);
-        if slots.is_empty() {
-            self.hinted.remove(&place);
+        if self.counted.remove(&slot) {
+            removed(self.tables.moves.remove(&slot))
+                .map_err(|source| TableError::write(names::MOVES, source))?;
         }
-        self.tables.hints.set(place, hint, 0).map_err(|source| TableError::write(names::HINTS, source))
+        Ok(())
     }
 
     /// What decides now whether the program answers for an address; `None` if it doesn't know it.
@@ -499,9 +589,9 @@ impl Datapath {
         let group = place.group.load(std::sync::atomic::Ordering::Relaxed);
         Some(Standing {
             word: place.word(),
-            fallen: self.tables.records.get(slot)?.read().fallen,
+            fallen: place.fallen(),
             lease_until_ns: place.lease_until_ns.load(std::sync::atomic::Ordering::Acquire),
-            group: if group == 0 { Group::NONE } else { self.group(group).unwrap_or_default() },
+            group: if group == 0 { Group::NONE } else { self.group(group.into()).unwrap_or_default() },
         })
     }
 
@@ -523,32 +613,33 @@ impl Datapath {
     }
 
     /// What the program knows of an address and has counted since it was installed; `None` if it doesn't know it.
-    pub fn address_counters(&self, key: &AddressKey) -> Option<(Record, AddressCounters)> {
+    pub fn address_counters(&self, key: &AddressKey) -> Option<(Claims, AddressCounters)> {
         let slot = self.known(key)?;
-        match self.tables.address_counters.get(&slot, 0) {
-            Ok(per_cpu) => {
-                let sum = per_cpu.iter().fold(AddressCounters::default(), |sum, cpu| AddressCounters {
-                    answered: sum.answered.wrapping_add(cpu.answered),
-                    shielded: sum.shielded.wrapping_add(cpu.shielded),
-                });
-                Some((self.record(key)?, sum))
-            }
-            Err(source) => {
-                let error = TableError::read(names::ADDRESS_COUNTERS, source);
-                warn!(address = %key.address, "{}", Chain(&error));
-                None
-            }
-        }
+        let sum = self.tables.counters_of(slot).map(SharedCounters::read).fold(
+            AddressCounters::default(),
+            |sum, cpu| AddressCounters {
+                answered: sum.answered.wrapping_add(cpu.answered),
+                shielded: sum.shielded.wrapping_add(cpu.shielded),
+            },
+        );
+        Some((self.tables.claims.get(slot)?.read(), sum))
     }
 }
 
-/// The hint of a place that these slots share.
-pub(super) fn hint_of(slots: &[u32]) -> Hint {
-    match *slots {
-        [] => Hint::NONE,
-        [slot] => Hint::slot(slot),
-        [_, _, ..] => Hint::MANY,
-    }
+/// A host that asked for an address lately.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecentAsker {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its address.
+    pub address: Ipv4,
+    /// CLOCK_BOOTTIME in nanoseconds at which it asked last, at most 17 ms and a jiffy early.
+    pub seen_ns: u64,
+    /// [`StateWord::mark`] of the word under which it was found to follow us; 0 for none.
+    pub followed: u16,
+    /// CLOCK_BOOTTIME in nanoseconds at which it was found to follow for the first time under that word, at most 17 ms
+    /// late; 0 for never.
+    pub followed_ns: u64,
 }
 
 /// A key that wasn't there is removed.

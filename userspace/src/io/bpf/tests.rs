@@ -8,7 +8,7 @@ use std::{
 };
 
 use arpwarden_common::{
-    abi::{self, AddressKey, AllowedKey, Counter, EventKind, MAX_ADDRESSES, Port},
+    abi::{self, AddressKey, AllowedKey, Counter, DEFAULT_CAPACITY, EventKind, Port},
     net::{Ipv4, Vlan},
     state::{State, StateWord},
     wire::arp::Outgoing,
@@ -73,14 +73,14 @@ impl Scratch {
 
     /// Opens a datapath for which nothing is there.
     fn begin(&self) -> Datapath {
-        let (datapath, found) = Datapath::open(&self.0, 0).unwrap();
+        let (datapath, found) = Datapath::open(&self.0, 0, DEFAULT_CAPACITY).unwrap();
         assert_eq!(found, Found::Nothing);
         datapath
     }
 
     /// Opens one that takes over what another has left.
     fn adopt(&self) -> (Datapath, Leftover) {
-        match Datapath::open(&self.0, 0).unwrap() {
+        match Datapath::open(&self.0, 0, DEFAULT_CAPACITY).unwrap() {
             (datapath, Found::Adopted(leftover)) => (datapath, leftover),
             (_, Found::Nothing) => panic!("nothing was left"),
         }
@@ -291,7 +291,7 @@ fn who_may_claim_are_those_told_last() {
     datapath.set_allowed(&BTreeSet::from([here, AllowedKey { mac: OWN, ..here }])).unwrap();
     show(&mut datapath, &claim(5));
     assert_eq!(counted(&datapath), [0, 1]);
-    assert_eq!(datapath.record(&key(5)).unwrap().owner, STRANGER, "the record of the owner is kept");
+    assert_eq!(datapath.owner(&key(5)).unwrap(), STRANGER, "the record of the owner is kept");
     datapath.set_allowed(&BTreeSet::from([AllowedKey { interface: interface + 1, ..here }])).unwrap();
     show(&mut datapath, &claim(5));
     assert_eq!(counted(&datapath), [1, 1]);
@@ -304,7 +304,7 @@ fn a_slot_that_is_used_again_counts_from_zero() {
     }
     let scratch = Scratch::new();
     let mut datapath = scratch.acting();
-    datapath.free.truncate(1);
+    datapath.fresh = datapath.capacity() - 1;
     let slot = datapath.install(key(5), online(1)).unwrap();
     show(&mut datapath, &who_has(5));
     show(&mut datapath, &claim(5));
@@ -328,18 +328,18 @@ fn the_limit_on_addresses_is_said_and_leaves_the_others_as_they_are() {
     }
     let scratch = Scratch::new();
     let mut datapath = scratch.acting();
-    for number in 0..MAX_ADDRESSES {
+    for number in 0..DEFAULT_CAPACITY {
         datapath.install(key(number), online(1)).unwrap();
     }
     // Known already: needs no room.
     datapath.install(key(7), online(2)).unwrap();
-    let error = datapath.install(key(MAX_ADDRESSES), online(1)).unwrap_err();
+    let error = datapath.install(key(DEFAULT_CAPACITY), online(1)).unwrap_err();
     assert!(matches!(error, InstallError::Full { .. }), "{error:?}");
     assert!(error.to_string().contains("16384"));
-    assert_eq!(show(&mut datapath, &who_has(MAX_ADDRESSES - 1)), TX);
+    assert_eq!(show(&mut datapath, &who_has(DEFAULT_CAPACITY - 1)), TX);
     datapath.remove(&key(0)).unwrap();
-    datapath.install(key(MAX_ADDRESSES), online(1)).unwrap();
-    assert_eq!(show(&mut datapath, &who_has(MAX_ADDRESSES)), TX);
+    datapath.install(key(DEFAULT_CAPACITY), online(1)).unwrap();
+    assert_eq!(show(&mut datapath, &who_has(DEFAULT_CAPACITY)), TX);
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -47,7 +47,7 @@ impl Pins {
         if self.pinned()? != Pinned::All {
             return Ok(());
         }
-        for slot in Tables::open(self)?.slots.all() {
+        for slot in Tables::open(self, self.capacity()?)?.slots.all() {
             let word = slot.word();
             match word.state() {
                 None | Some(State::Watched) => {}

@@ -3,8 +3,8 @@
 use std::{fs, path::PathBuf, process::Command};
 
 use arpwarden_common::{
-    abi::{Group, Hint},
-    names,
+    abi::{DEFAULT_CAPACITY, Group},
+    index, names,
     state::Policy,
 };
 use aya::maps::Array;
@@ -95,7 +95,7 @@ fn goes_on_and_is_taken_over(mode: Mode, way: TcWay) {
         .map(|kept| (kept.key, kept.slot, kept.word, kept.lease_until_ns, kept.group))
         .collect();
     assert_eq!(found, expected);
-    assert_eq!(left.addresses[1].record.owner, NEIGHBOUR);
+    assert_eq!(left.addresses[1].claims.owner, NEIGHBOUR);
     assert_eq!(left.heartbeat_ns, 1_234);
     let live = KeptLink { index: index_of("a"), mode: Some(mode), guard: true, state: LinkState::Live };
     assert_eq!(left.links, [live]);
@@ -180,7 +180,7 @@ fn a_changed_layout_is_refused_in_words_and_goes_on_answering() {
     carry(&mut datapath);
     datapath.install(on_a(5), word(State::Online, StateWord::LOCAL, 1)).unwrap();
     let refused = |reason: &str| {
-        let error = Datapath::open(&scratch.0, 0).err().expect("refused").to_string();
+        let error = Datapath::open(&scratch.0, 0, DEFAULT_CAPACITY).err().expect("refused").to_string();
         assert!(error.contains(reason) && error.contains("unload"), "{error}");
         assert!(scratch.0.left().is_err());
         assert!(wire.asks(on_a(5).address));
@@ -195,10 +195,10 @@ fn a_changed_layout_is_refused_in_words_and_goes_on_answering() {
     layout(0);
     refused("never finished");
     layout(abi::ABI_VERSION.into());
-    replace_pin(&scratch.0, names::RECORDS);
-    refused("RECORDS");
-    fs::remove_file(scratch.0.map(names::RECORDS)).unwrap();
-    refused("RECORDS");
+    replace_pin(&scratch.0, names::CLAIMS);
+    refused(names::CLAIMS);
+    fs::remove_file(scratch.0.map(names::CLAIMS)).unwrap();
+    refused(names::CLAIMS);
     replace_pin(&scratch.0, names::CONTROL);
     refused("CONTROL");
     drop(datapath);
@@ -322,15 +322,15 @@ fn what_an_interrupted_change_has_left_is_put_right() {
     let tables = &mut datapath.tables;
     // An address whose slot is vacant, one whose slot is another's, one that is out of range.
     tables.slots.get(slots[0]).unwrap().store(StateWord::VACANT);
-    tables.addresses.insert(key(9), slots[1], 0).unwrap();
-    tables.addresses.insert(key(10), MAX_ADDRESSES, 0).unwrap();
-    // A slot that only a hint leads to, one that nothing leads to, a hint that leads nowhere, one that is missing.
-    tables.addresses.remove(&key(7)).unwrap();
+    let hashes = [5, 6, 7, 8, 9, 10].map(|number| tables.hash(&key(number)));
+    assert!(index::insert(&mut tables.index, hashes[4], slots[1]));
+    assert!(index::insert(&mut tables.index, hashes[5], DEFAULT_CAPACITY));
+    // Slots that nothing leads to, one that two entries lead to.
+    index::remove(&mut tables.index, hashes[2], slots[2]);
     tables.slots.get(900).unwrap().fill(&key(11), online(1));
-    tables.hints.set(Hint::place(key(12).address), Hint::MANY, 0).unwrap();
-    tables.hints.set(Hint::place(key(8).address), Hint::NONE, 0).unwrap();
-    assert_eq!(show(&mut datapath, &who_has(7)), TX);
-    assert_eq!(show(&mut datapath, &who_has(8)), PASS);
+    assert!(index::insert(&mut tables.index, hashes[3], slots[3]));
+    assert_eq!(tables.entries().len(), 6);
+    assert_eq!(show(&mut datapath, &who_has(8)), TX);
     drop(datapath);
 
     let (mut datapath, left) = scratch.adopt();
@@ -339,11 +339,10 @@ fn what_an_interrupted_change_has_left_is_put_right() {
     for (number, action) in [(5, PASS), (6, TX), (7, PASS), (8, TX), (9, PASS), (10, PASS), (11, PASS)] {
         assert_eq!(show(&mut datapath, &who_has(number)), action, "{number}");
     }
-    assert_eq!(datapath.tables.addresses.keys().count(), 2);
+    assert_eq!(datapath.tables.entries().len(), 2);
     let words = datapath.tables.slots.all().iter().filter(|slot| slot.word() != StateWord::VACANT);
     assert_eq!(words.count(), 2);
-    assert_eq!(datapath.tables.hints.get(&Hint::place(key(12).address), 0).unwrap(), Hint::NONE);
-    assert_eq!(datapath.free.len(), MAX_ADDRESSES as usize - 2);
+    assert_eq!((datapath.free.len(), datapath.fresh), (2, 4));
     for number in [5, 7, 9, 11] {
         datapath.install(key(number), online(2)).unwrap();
         assert_eq!(show(&mut datapath, &who_has(number)), TX, "{number}");
@@ -383,7 +382,9 @@ fn the_permit_to_defend_is_given_once_an_interval_and_written_down() {
     let scratch = Scratch::new();
     let mut datapath = scratch.acting();
     assert!(!datapath.take_defence(&key(5), 1, INTERVAL));
-    datapath.install(key(5), online(1)).unwrap();
+    let budget = Port { moves: 4, moves_window_s: 180, ..Port::accepting(OWN, INDEX) };
+    datapath.set_port(INDEX, budget).unwrap();
+    let slot = datapath.install(key(5), online(1)).unwrap();
     let mut given = Vec::new();
     for now in (1_000..120_000).step_by(1_000) {
         if datapath.take_defence(&key(5), now, INTERVAL) {
@@ -391,18 +392,18 @@ fn the_permit_to_defend_is_given_once_an_interval_and_written_down() {
         }
     }
     assert_eq!(given, (1_000..120_000).step_by(10_000).collect::<Vec<_>>());
-    let record = datapath.record(&key(5)).unwrap();
-    assert_eq!(record.defended_ns, 111_000);
-    let mut moves = record.moves_ns;
-    moves.sort_unstable();
-    assert_eq!(moves[..], given[given.len() - abi::MOVES..]);
+    let defended_ns = |datapath: &Datapath, slot| datapath.tables.slots.get(slot).unwrap().read().defended_ns;
+    assert_eq!(defended_ns(&datapath, slot), 111_000);
+    given.reverse();
+    assert_eq!(datapath.tables.moves(slot).unwrap(), given[..abi::MOVES]);
     // The program's clock may be a jiffy behind: then its defence is younger than now.
     assert!(!datapath.take_defence(&key(5), 110_999, INTERVAL));
     // The next address in the slot begins anew.
     datapath.remove(&key(5)).unwrap();
-    datapath.free.clear();
-    datapath.install(key(6), online(1)).unwrap();
-    assert_eq!(datapath.record(&key(6)).unwrap().defended_ns, 0);
+    datapath.fresh = datapath.capacity();
+    assert_eq!(datapath.install(key(6), online(1)).unwrap(), slot);
+    assert_eq!(defended_ns(&datapath, slot), 0);
+    assert_eq!(datapath.tables.moves(slot), Some([0; abi::MOVES]));
     assert!(datapath.take_defence(&key(6), 112_000, INTERVAL));
 }
 
@@ -414,7 +415,7 @@ fn what_fell_under_a_generation_stays_silent_until_that_generation_comes_round()
     let scratch = Scratch::new();
     let mut datapath = scratch.acting();
     let slot = datapath.install(key(5), online(1)).unwrap();
-    datapath.tables.records.get(slot).unwrap().fall(online(1).mark());
+    datapath.tables.slots.get(slot).unwrap().fall(online(1).mark());
     assert!(datapath.has_fallen(&key(5)));
     // Another word of the same claim, such as a new MAC or state, changes nothing.
     datapath.store(&key(5), online(1)).unwrap();
@@ -459,11 +460,11 @@ fn pins_that_process_1_does_not_see_are_warned_of() {
     nix::mount::mount(Some("bpf"), &private, Some("bpf"), flags, None::<&str>).unwrap();
     let pins = Pins::at(private.join("arpwarden/test"));
     let warning = pins.vanish();
-    drop(Datapath::open(&pins, 0).unwrap());
+    drop(Datapath::open(&pins, 0, 16).unwrap());
     pins.unload().unwrap();
     nix::mount::umount(&private).unwrap();
     fs::remove_dir(&private).unwrap();
     assert!(warning.unwrap().contains("process 1"));
-    let error = Datapath::open(&Pins::at("/tmp/arpwarden-none"), 0).err().unwrap();
+    let error = Datapath::open(&Pins::at("/tmp/arpwarden-none"), 0, 16).err().unwrap();
     assert!(matches!(error, LoadError::Pins { source: PinsError::NotBpffs { .. } }), "{error:?}");
 }
