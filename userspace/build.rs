@@ -38,7 +38,13 @@ fn main() -> Result<()> {
     let target_dir = out_dir.join("bpf");
     // Which kernel structures aya-ebpf's bindings describe. No BTF of the program: the kernel refuses what LLVM
     // writes for enums that share bytes with a field ("Invalid member bits_offset"), and no map needs it.
-    let flags = format!("--cfg=bpf_target_arch=\"{}\"", variable("CARGO_CFG_TARGET_ARCH")?);
+    let arch = variable("CARGO_CFG_TARGET_ARCH")?;
+    let mut flags = format!("--cfg=bpf_target_arch=\"{arch}\"");
+    // Where the kernel has HAVE_EFFICIENT_UNALIGNED_ACCESS its verifier lets a program load four bytes of a frame at once; LLVM
+    // 22 does so if told that it may, and takes a quarter fewer instructions for a request.
+    if matches!(arch.as_str(), "x86_64" | "aarch64" | "powerpc64" | "s390x") {
+        flags += "\u{1f}-Clink-arg=--cpu-features=+allows-misaligned-mem-access";
+    }
 
     let mut build = Command::new(rustc.with_file_name("cargo"));
     build

@@ -169,7 +169,6 @@ impl Asker {
 
     /// The mark under which it follows; 0 for none.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the 16 bits above the MAC")]
     pub const fn followed(&self) -> u16 {
         (self.mac_and_mark >> 48) as u16
     }

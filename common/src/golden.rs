@@ -7,7 +7,9 @@
 pub mod guard;
 
 use crate::{
-    abi::{AddressKey, AllowedKey, Asker, Coarse, Control, Counter, Event, EventKind, Group, Moves, Port, Slot},
+    abi::{
+        AddressKey, AllowedKey, Asker, Coarse, Control, Counter, Event, EventKind, Group, Moves, Port, Slot,
+    },
     net::{Ipv4, MacAddr, SERVICE_TAG, Vlan},
     state::{Policy, State, StateWord},
     verdict::{Entry, Standing, Tables},
@@ -981,7 +983,15 @@ fn world(port: Option<u32>, column: Column, vlan: Vlan) -> World {
         let flags = column.policy.flags() | if column.local { StateWord::LOCAL } else { 0 };
         let word = StateWord::new(MacAddr::new(OUR_MAC), state, flags, GENERATION).bits();
         let group = if column.group.is_some() { GROUP } else { 0 };
-        let said = Slot { word, lease_until_ns: column.lease_until_ns, interface, vlan, address, group, ..Slot::VACANT };
+        let said = Slot {
+            word,
+            lease_until_ns: column.lease_until_ns,
+            interface,
+            vlan,
+            address,
+            group,
+            ..Slot::VACANT
+        };
         Managed { key, slot, value: column.remembered(said), moves: column.moves() }
     };
     World {
@@ -1418,8 +1428,11 @@ mod tests {
             let armed = defence::armed(&world.standing(&managed), &control, clocks);
             let Managed { value: there, moves, .. } = world.in_slot(claimed.place);
             let earlier = || std::mem::replace(&mut there.conflict, defence::conflict(claimed.word, NOW));
-            let spent = || defence::spent(port.moves, port.moves_window_s, |n| moves.map_or(0, |moves| moves[n]), NOW);
-            let reaction = defence::react(claimed.word, armed, earlier, managed.value.defended_ns, spent, NOW);
+            let spent = || {
+                defence::spent(port.moves, port.moves_window_s, |n| moves.map_or(0, |moves| moves[n]), NOW)
+            };
+            let reaction =
+                defence::react(claimed.word, armed, earlier, managed.value.defended_ns, spent, NOW);
             match reaction {
                 Reaction::Nothing => {}
                 Reaction::Defend => {

@@ -1,20 +1,28 @@
-//! Where an address is in the maps: a hash of its key leads to two buckets of eight entries, and one of the sixteen to its
-//! slot. User space writes it, the program reads it; both by the code here.
+//! Where an address is in the maps: a hash of its key leads to a bucket of eight entries, and one of them, or of the buckets
+//! behind it, to its slot. User space writes it, the program reads it; both by the code here.
 //!
 //! A look-up in the kernel's own hash takes 25 ns, and is what most frames on a network would pay, as they are about no
-//! managed address. Here such a frame finds two empty buckets, or entries whose tags are others'. Nothing is ever moved
-//! from one place to another, so a look-up that runs meanwhile misses nothing: an address that finds both of its buckets
-//! full is refused. At two slots' worth of entries for each address that does not happen (see the tests).
+//! managed address. Here such a frame finds a bucket that is not full, and no entry in it with its tag. Nothing is ever moved
+//! from one place to another, so a look-up that runs meanwhile misses nothing: an address that finds all of its buckets full
+//! is refused. At two entries for each address that does not happen (see the tests).
 
 use crate::abi::{AddressKey, MAX_CAPACITY};
 
 /// Entries of a bucket: 32 bytes, half a cache line.
 pub const ENTRIES: usize = 8;
 const PAIRS: usize = ENTRIES / 2;
+/// Of a bucket, at the most, on average.
+const ENTRIES_IN_USE: u32 = 4;
+const _: () = assert!(2 * ENTRIES_IN_USE as usize == ENTRIES);
+/// Buckets in which an address may be. Half of all entries are in use at most, so one bucket in twenty is full at any time,
+/// and of a million addresses each was in the third at the latest.
+const TRIES: u32 = 8;
 /// Bits of an entry that name a slot, plus one; 0 for none. The others are the tag of the address's hash.
 const SLOT_BITS: u32 = 20;
 const SLOT: u32 = (1 << SLOT_BITS) - 1;
 const _: () = assert!(MAX_CAPACITY <= SLOT);
+/// An entry that was one: the bucket may have been full, so a look-up goes on behind it. What it leads to is not there.
+const GONE: u32 = SLOT;
 
 /// Value of [`crate::names::INDEX`]: entries, each written at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -23,50 +31,53 @@ pub struct Bucket(pub [u32; ENTRIES]);
 
 /// Buckets for so many addresses, at least one: a power of two, so that at most half of the entries are in use.
 pub const fn buckets(capacity: u32) -> u32 {
-    (capacity.div_ceil(ENTRIES as u32 / 2)).next_power_of_two()
+    capacity.div_ceil(ENTRIES_IN_USE).next_power_of_two()
 }
 
-/// The hash of a key, for an index of some number of buckets.
+/// The hash of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Hash {
-    /// Numbers of the buckets.
-    buckets: [u32; 2],
-    /// The part of it that an entry repeats, in its place there.
-    tag: u32,
-}
+pub struct Hash(u64);
 
 impl Hash {
-    /// That of `key` among `buckets` buckets, a power of two.
-    pub const fn of(key: &AddressKey, buckets: u32) -> Self {
+    /// That of `key`.
+    pub const fn of(key: &AddressKey) -> Self {
         let (interface_and_vlan, address) = key.words();
-        Self::of_words(interface_and_vlan, address, buckets)
+        Self::of_words(interface_and_vlan, address)
     }
 
     /// That of the key with these [words](AddressKey::words).
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "parts of it are wanted")]
-    pub const fn of_words(interface_and_vlan: u64, address: u32, buckets: u32) -> Self {
+    pub const fn of_words(interface_and_vlan: u64, address: u32) -> Self {
         // Odd numbers of 64 random-looking bits: of the golden ratio (Knuth, TAOCP 3 §6.4), and of MurmurHash3's end.
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         const MIX: u64 = 0xff51_afd7_ed55_8ccd;
-        let sum = interface_and_vlan.wrapping_mul(SPREAD) ^ address as u64;
-        let product = (sum ^ sum >> 32).wrapping_mul(MIX);
-        // Twice, or neighbours in one bucket would be neighbours in the other as well. The higher a bit of a product, the more
-        // bits it depends on.
-        let product = (product ^ product >> 32).wrapping_mul(SPREAD);
-        let mask = buckets - 1;
-        let (high, low) = ((product >> 32) as u32, (product >> 16) as u32);
-        Self { buckets: [high >> 14 & mask, (product >> 28) as u32 & mask], tag: low << SLOT_BITS }
+        let product = (interface_and_vlan.wrapping_mul(SPREAD) ^ address as u64).wrapping_mul(MIX);
+        // Twice: a product alone puts addresses of some distances into a few buckets.
+        Self((product ^ product >> 32).wrapping_mul(SPREAD))
     }
 
-    /// Whether an entry in a bucket leads from this hash to `slot`.
-    pub const fn leads(self, bucket: u32, entry: u32, slot: u32) -> bool {
-        (self.buckets[0] == bucket || self.buckets[1] == bucket) && entry == self.entry(slot)
+    /// The number of the `n`th bucket in which the address may be, among `buckets`, a power of two.
+    #[inline(always)]
+    const fn bucket(self, n: u32, buckets: u32) -> u32 {
+        // The higher a bit of a product, the more bits it depends on.
+        ((self.0 >> 44) as u32).wrapping_add(n) & (buckets - 1)
+    }
+
+    /// The part of it that an entry repeats, in its place there.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "other bits than the bucket's")]
+    const fn tag(self) -> u32 {
+        (self.0 >> 12) as u32 & !SLOT
     }
 
     /// The entry for an address with this hash in `slot`, which is less than [`MAX_CAPACITY`].
     const fn entry(self, slot: u32) -> u32 {
-        self.tag | (slot + 1)
+        self.tag() | (slot + 1)
+    }
+
+    /// Whether an entry in a bucket, of so many, leads from this hash to `slot`.
+    pub fn leads(self, bucket: u32, buckets: u32, entry: u32, slot: u32) -> bool {
+        entry == self.entry(slot) && (0..TRIES).any(|n| self.bucket(n, buckets) == bucket)
     }
 }
 
@@ -76,37 +87,74 @@ pub trait Pairs: Copy {
     fn pair(self, n: usize) -> u64;
 }
 
-/// The slot of the address with this hash: `is_it` tells whether it is the one in a slot, which may be any number.
+/// Where the address with this hash is, in an index of so many buckets: `look` gives it if it is in a slot, which may be any
+/// number. Where the first bucket is full `behind` looks in those [behind it](find_behind).
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the two halves are wanted")]
-pub fn find<B: Pairs>(
+pub fn find<B: Pairs, S>(
     hash: Hash,
+    buckets: u32,
     bucket: impl Fn(u32) -> Option<B>,
-    is_it: impl Fn(u32) -> bool,
-) -> Option<u32> {
-    for number in hash.buckets {
-        let bucket = bucket(number)?;
-        for n in 0..PAIRS {
-            let pair = bucket.pair(n);
-            if pair == 0 {
-                continue;
-            }
-            for entry in [pair as u32, (pair >> 32) as u32] {
-                if (entry ^ hash.tag) >> SLOT_BITS == 0 {
-                    // No entry at all has the tag 0: its slot is one that is not there.
-                    let slot = (entry & SLOT).wrapping_sub(1);
-                    if is_it(slot) {
-                        return Some(slot);
-                    }
-                }
-            }
+    look: impl Fn(u32) -> Option<S>,
+    behind: impl FnOnce() -> Option<S>,
+) -> Option<S> {
+    match within(bucket(hash.bucket(0, buckets))?, hash.tag(), &look) {
+        Found::Here(there) => Some(there),
+        Found::Nowhere => None,
+        Found::Behind => behind(),
+    }
+}
+
+/// The same in the buckets behind the first one, which is full.
+#[inline(always)]
+pub fn find_behind<B: Pairs, S>(
+    hash: Hash,
+    buckets: u32,
+    bucket: impl Fn(u32) -> Option<B>,
+    look: impl Fn(u32) -> Option<S>,
+) -> Option<S> {
+    for n in 1..TRIES {
+        match within(bucket(hash.bucket(n, buckets))?, hash.tag(), &look) {
+            Found::Here(there) => return Some(there),
+            Found::Nowhere => return None,
+            Found::Behind => {}
         }
     }
     None
 }
 
+/// What a bucket says of an address.
+enum Found<S> {
+    /// It is here.
+    Here(S),
+    /// The bucket has room, so the address is in none behind it.
+    Nowhere,
+    /// It may be in the next one.
+    Behind,
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the two halves are wanted")]
+fn within<B: Pairs, S>(bucket: B, tag: u32, look: &impl Fn(u32) -> Option<S>) -> Found<S> {
+    for n in 0..PAIRS {
+        let pair = bucket.pair(n);
+        for entry in [pair as u32, (pair >> 32) as u32] {
+            if entry == 0 {
+                return Found::Nowhere;
+            }
+            if (entry ^ tag) >> SLOT_BITS == 0
+                && let Some(there) = look((entry & SLOT) - 1)
+            {
+                return Found::Here(there);
+            }
+        }
+    }
+    Found::Behind
+}
+
 /// An index as user space writes it.
 pub trait Index {
+    /// How many buckets there are: a power of two.
+    fn buckets(&self) -> u32;
     /// The entries of a bucket that there is.
     fn read(&self, bucket: u32) -> [u32; ENTRIES];
     /// Writes one of them, at once.
@@ -115,29 +163,56 @@ pub trait Index {
 
 /// Makes the address with this hash, whose slot is whole, lead to that slot; false if there is no room for it.
 pub fn insert(index: &mut impl Index, hash: Hash, slot: u32) -> bool {
-    let free = |bucket: u32| index.read(bucket).iter().filter(|entry| **entry == 0).count();
-    let [first, second] = hash.buckets;
-    // The emptier one: so no bucket overflows while half of all entries are free.
-    let bucket = if free(second) > free(first) { second } else { first };
-    let Some(n) = index.read(bucket).iter().position(|entry| *entry == 0) else { return false };
-    index.write(bucket, n, hash.entry(slot));
-    true
+    for bucket in (0..TRIES).map(|n| hash.bucket(n, index.buckets())) {
+        // The first, as a look-up ends at the first that was never used.
+        if let Some(n) = index.read(bucket).iter().position(|entry| matches!(*entry, 0 | GONE)) {
+            index.write(bucket, n, hash.entry(slot));
+            return true;
+        }
+    }
+    false
 }
 
-/// Makes nothing with this hash lead to that slot.
-pub fn remove(index: &mut impl Index, hash: Hash, slot: u32) {
-    for bucket in hash.buckets {
+/// Makes nothing with this hash lead to that slot. `hash_in` tells the hash of the address in another slot.
+pub fn remove(index: &mut impl Index, hash: Hash, slot: u32, hash_in: impl Fn(u32) -> Option<Hash>) {
+    for try_number in 0..TRIES {
+        let bucket = hash.bucket(try_number, index.buckets());
         for (n, entry) in index.read(bucket).into_iter().enumerate() {
             if entry == hash.entry(slot) {
-                index.write(bucket, n, 0);
+                clear(index, bucket, n, &hash_in);
             }
         }
     }
 }
 
+/// Makes an entry lead nowhere. `hash_in` tells the hash of the address in another slot.
+pub fn clear(index: &mut impl Index, bucket: u32, n: usize, hash_in: impl Fn(u32) -> Option<Hash>) {
+    index.write(bucket, n, GONE);
+    let entries = index.read(bucket);
+    // Where the bucket is full, a look-up has to go on behind it for as long as another address had to.
+    if !entries.contains(&0) && is_passed(index, bucket, hash_in) {
+        return;
+    }
+    // From the end, as a look-up ends at the first that was never used.
+    for n in (0..ENTRIES).rev().skip_while(|n| entries[*n] == 0).take_while(|n| entries[*n] == GONE) {
+        index.write(bucket, n, 0);
+    }
+}
+
+/// Whether an address is behind this bucket that would be in it, or before it, had there been room.
+fn is_passed(index: &impl Index, bucket: u32, hash_in: impl Fn(u32) -> Option<Hash>) -> bool {
+    let mask = index.buckets() - 1;
+    (1..TRIES).any(|further| {
+        let behind = bucket.wrapping_add(further) & mask;
+        let from_home = |hash: Hash| behind.wrapping_sub(hash.bucket(0, index.buckets())) & mask;
+        let slots = index.read(behind).into_iter().filter_map(slot_of);
+        slots.filter_map(&hash_in).any(|hash| from_home(hash) >= further)
+    })
+}
+
 /// The slot that an entry leads to, if it leads to any.
 pub const fn slot_of(entry: u32) -> Option<u32> {
-    (entry & SLOT).checked_sub(1)
+    if entry == GONE { None } else { (entry & SLOT).checked_sub(1) }
 }
 
 #[cfg(test)]
@@ -154,6 +229,10 @@ mod tests {
     }
 
     impl Index for Plain {
+        fn buckets(&self) -> u32 {
+            u32::try_from(self.buckets.len()).unwrap()
+        }
+
         fn read(&self, bucket: u32) -> [u32; ENTRIES] {
             self.buckets[bucket as usize]
         }
@@ -171,37 +250,42 @@ mod tests {
 
     impl Plain {
         fn for_addresses(capacity: u32) -> Self {
-            Self { buckets: vec![[0; ENTRIES]; buckets(capacity) as usize], keys: vec![None; capacity as usize] }
-        }
-
-        fn hash(&self, key: &AddressKey) -> Hash {
-            Hash::of(key, u32::try_from(self.buckets.len()).unwrap())
+            Self {
+                buckets: vec![[0; ENTRIES]; buckets(capacity) as usize],
+                keys: vec![None; capacity as usize],
+            }
         }
 
         fn put(&mut self, key: AddressKey, slot: u32) -> bool {
             self.keys[slot as usize] = Some(key);
-            let hash = self.hash(&key);
-            insert(self, hash, slot)
+            insert(self, Hash::of(&key), slot)
         }
 
         fn take(&mut self, key: &AddressKey, slot: u32) {
-            let hash = self.hash(key);
-            remove(self, hash, slot);
+            let keys = self.keys.clone();
+            remove(self, Hash::of(key), slot, |slot| keys[slot as usize].as_ref().map(Hash::of));
             self.keys[slot as usize] = None;
         }
 
         fn find(&self, key: &AddressKey) -> Option<u32> {
-            let is_it = |slot: u32| self.keys.get(slot as usize).is_some_and(|there| *there == Some(*key));
-            find(self.hash(key), |bucket| self.buckets.get(bucket as usize), is_it)
+            let look = |slot: u32| {
+                self.keys.get(slot as usize).is_some_and(|there| *there == Some(*key)).then_some(slot)
+            };
+            let (hash, bucket) = (Hash::of(key), |bucket: u32| self.buckets.get(bucket as usize));
+            find(hash, self.buckets(), bucket, look, || find_behind(hash, self.buckets(), bucket, look))
         }
 
         fn used(&self) -> usize {
-            self.buckets.iter().flatten().filter(|entry| **entry != 0).count()
+            self.buckets.iter().flatten().filter(|entry| slot_of(**entry).is_some()).count()
         }
     }
 
     fn key(interface: u32, vlan: u16, address: u32) -> AddressKey {
-        AddressKey { interface, vlan: Vlan { outer: vlan, inner: 0 }, address: Ipv4::new(address.to_be_bytes()) }
+        AddressKey {
+            interface,
+            vlan: Vlan { outer: vlan, inner: 0 },
+            address: Ipv4::new(address.to_be_bytes()),
+        }
     }
 
     #[test]
@@ -268,6 +352,31 @@ mod tests {
     }
 
     #[test]
+    fn an_index_that_was_full_is_as_good_as_new_when_all_have_gone() {
+        const CAPACITY: u32 = 4_096;
+        let mut index = Plain::for_addresses(CAPACITY);
+        let all = sets(CAPACITY).concat();
+        for keys in all.chunks(CAPACITY as usize) {
+            for (slot, key) in (0..).zip(keys) {
+                assert!(index.put(*key, slot));
+            }
+            // In another order than they came.
+            for (slot, key) in (0..).zip(keys).filter(|(slot, _)| slot % 2 == 0) {
+                index.take(key, slot);
+            }
+            for (slot, key) in (0..).zip(keys).filter(|(slot, _)| slot % 2 == 1) {
+                assert_eq!(index.find(key), Some(slot));
+            }
+            for (slot, key) in (0..).zip(keys).filter(|(slot, _)| slot % 2 == 1) {
+                index.take(key, slot);
+            }
+            // Of the buckets that were full a few may still say so, for as long as none of them is used.
+            let used = index.buckets.iter().filter(|bucket| **bucket != [0; ENTRIES]).count();
+            assert!(used <= index.buckets.len() / 20, "{used} of {}", index.buckets.len());
+        }
+    }
+
+    #[test]
     fn an_address_whose_buckets_are_full_is_refused_and_the_others_stay() {
         let mut index = Plain::for_addresses(4);
         let keys: Vec<AddressKey> = (0..9).map(|n| key(2, 0, n)).collect();
@@ -283,10 +392,10 @@ mod tests {
 
     #[test]
     fn an_entry_names_its_slot() {
-        let hash = Hash::of(&key(2, 0, 1), 1);
+        let hash = Hash::of(&key(2, 0, 1));
         for slot in [0, 1, MAX_CAPACITY - 1] {
             assert_eq!(slot_of(hash.entry(slot)), Some(slot));
         }
-        assert_eq!(slot_of(0), None);
+        assert_eq!((slot_of(0), slot_of(GONE)), (None, None));
     }
 }

@@ -5,7 +5,6 @@ use arpwarden_common::{
     askers,
     net::{Ipv4, MacAddr},
     verdict::Asking,
-    wire::arp::Frame,
 };
 
 use crate::{
@@ -13,13 +12,17 @@ use crate::{
     maps::{self, Place},
 };
 
-/// Writes down what the frame shows of its sender at `now_ns` (CLOCK_BOOTTIME).
+/// Writes down what a frame shows of its ARP sender at `now_ns` (CLOCK_BOOTTIME).
 #[inline(always)]
-pub(crate) fn note<const EXCHANGES: bool>(asking: &Asking<Place>, frame: &Frame, now_ns: u64) {
+pub(crate) fn note<const EXCHANGES: bool>(
+    asking: &Asking<Place>,
+    (mac, address): (MacAddr, Ipv4),
+    now_ns: u64,
+) {
     let (slot, now) = (asking.place.at, Coarse::of(now_ns));
-    let (mac, address) = (frame.sender_mac, frame.sender_ip);
     // SAFETY: fields of a valid aligned map value, each read once.
-    let known = askers::known(|place| unsafe { (mac_of(slot, place), address_of(slot, place)) }, mac, address);
+    let known =
+        askers::known(|place| unsafe { (mac_of(slot, place), address_of(slot, place)) }, mac, address);
     match known {
         Some(place) => {
             let asker = asker(slot, place);

@@ -7,14 +7,14 @@ use arpwarden_common::{
     report::{self, Admission},
     state::StateWord,
     verdict::Sighting,
-    wire::arp::{Frame, Parsed},
+    wire::arp::Frame,
 };
 use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST};
 use aya_log_ebpf::info;
 
 use crate::{
     atomic,
-    maps::{self, CLAIMANTS, EVENTS, Place},
+    maps::{self, CLAIMANTS, Cpu, EVENTS, Place},
     packet::{Context, Packet},
     stats,
 };
@@ -57,7 +57,7 @@ impl What {
         Self(kind as u32 | (flags as u32) << 8 | (contested as u32) << 16)
     }
 
-    /// As it was put through [`maps::forgotten`].
+    /// As it was put through [`Cpu::forgotten`].
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "it was no wider")]
     const fn of(bits: u64) -> Self {
@@ -107,12 +107,13 @@ impl What {
 /// and two frames have to fit.
 #[inline(never)]
 fn report_of<C: Context>(packet: &Packet<C>, place: Place, word: StateWord, what: What) {
-    let Some(what) = maps::forgotten(what.0.into()).map(What::of) else { return };
+    let Some(cpu) = Cpu::this() else { return };
+    let what = What::of(cpu.forgotten(what.0.into()));
     let (Some(claims), slot) = (place.claims(), place.slot) else { return };
-    let (Parsed::Arp(frame), Some(port)) = (packet.read(), maps::port(packet.ctx().interface())) else {
+    let (Ok((frame, cpu)), Some(port)) = (packet.read(), maps::port(packet.ctx().interface())) else {
         return;
     };
-    let now_ns = maps::now_ns();
+    let now_ns = cpu.now_ns();
     let kind = what.kind();
     let owner_changed = write_down(claims, kind, frame.sender_mac, now_ns);
     if matches!(kind, EventKind::Claim) && !what.contested() && !owner_changed {
@@ -120,11 +121,12 @@ fn report_of<C: Context>(packet: &Packet<C>, place: Place, word: StateWord, what
     }
     let flags = if owner_changed { what.flags() | Event::OWNER_CHANGED } else { what.flags() };
     let interface = port.interface;
-    admit(packet.ctx(), claims, &Facts { interface, frame: &frame, slot, word, kind, flags, now_ns });
+    admit(packet.ctx(), claims, &Facts { cpu, interface, frame: &frame, slot, word, kind, flags, now_ns });
 }
 
 /// What an event is made of.
 struct Facts<'a> {
+    cpu: Cpu,
     interface: u32,
     frame: &'a Frame,
     slot: u32,
@@ -222,9 +224,7 @@ fn admit(ctx: &impl EbpfContext, claims: *mut Claims, facts: &Facts<'_>) {
     // SAFETY: a counter in a valid aligned map value.
     unsafe { atomic::add_one(untold) };
     if let Some((kind, flags)) = event {
-        let Some(what) = maps::forgotten(What::new(kind, flags, false).0.into()).map(What::of) else {
-            return;
-        };
+        let what = What::of(facts.cpu.forgotten(What::new(kind, flags, false).0.into()));
         send(ctx, untold, facts, what);
     }
 }

@@ -10,9 +10,9 @@ use aya_log_ebpf::debug;
 
 use crate::{
     atomic,
-    maps::{self, Maps},
+    maps::{self, Cpu, Maps},
     omits,
-    packet::{Context as _, Look, Packet},
+    packet::{self, Context as _, Look, Packet},
     stats,
 };
 
@@ -28,7 +28,8 @@ pub(crate) fn guard(packet: &Packet<TcContext>) -> i32 {
     }
     let Parsed::Arp(arp) = packet.read_leaving() else { return ctx.pass() };
     let Some(port) = maps::port(ctx.interface()) else { return ctx.pass() };
-    let Some(place) = verdict::guard(&arp, &port, &Maps::now()) else { return ctx.pass() };
+    let Some(maps) = Cpu::this().map(Maps::now) else { return ctx.pass() };
+    let Some(place) = verdict::guard(&arp, &port, &maps) else { return ctx.pass() };
     stats::count(Counter::Guarded);
     if let Some(claims) = place.claims() {
         // SAFETY: a counter in a valid aligned map value.
@@ -38,8 +39,8 @@ pub(crate) fn guard(packet: &Packet<TcContext>) -> i32 {
         ctx,
         target: "arpwarden",
         "kept in address={:i} sender={:mac}",
-        arp.sender_ip.octets(),
-        arp.sender_mac.octets()
+        packet::here_ip(arp.sender_ip).octets(),
+        packet::here_mac(arp.sender_mac).octets()
     );
     if port.flags & Port::OBSERVE != 0 || omits(omit::GUARD) { ctx.pass() } else { ctx.drop() }
 }

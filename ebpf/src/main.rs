@@ -19,6 +19,7 @@ use arpwarden_common::{
     abi::{self, Port, omit},
     defence::Reaction,
     index,
+    net::{Ipv4, MacAddr},
     verdict::{Asking, Outcome, Sighting, Witness, verdict},
     wire::arp::{Frame, Parsed},
 };
@@ -109,19 +110,23 @@ fn respond_in_tc<const EXCHANGES: bool>(ctx: TcContext) -> i32 {
 /// Decides on a frame that came in. `EXCHANGES` says whether the kernel has [`atomic::exchange`].
 #[inline(always)]
 fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
-    let frame = match packet.read() {
-        Parsed::NotArp => return packet.ctx().pass(),
-        Parsed::Truncated => return pass(&packet, Outcome::Truncated),
-        Parsed::BadHeader => return pass(&packet, Outcome::BadHeader),
-        Parsed::Arp(frame) => frame,
+    let (frame, cpu) = match packet.read() {
+        Ok(read) => read,
+        Err(Parsed::Truncated) => return pass(&packet, Outcome::Truncated),
+        Err(Parsed::BadHeader) => return pass(&packet, Outcome::BadHeader),
+        Err(Parsed::NotArp | Parsed::Arp(_)) => return packet.ctx().pass(),
     };
     let Some(port) = maps::port(packet.ctx().interface()) else {
         return pass(&packet, Outcome::InactivePort);
     };
     let observes = port.flags & Port::OBSERVE != 0;
-    let maps = Maps::now();
-    let witness =
-        Incoming::<_, EXCHANGES> { packet: &packet, frame: &frame, observes, now_ns: maps.now_ns };
+    let maps = Maps::now(cpu);
+    let witness = Incoming::<_, EXCHANGES> {
+        packet: &packet,
+        sender: (frame.sender_mac, frame.sender_ip),
+        observes,
+        now_ns: maps.now_ns,
+    };
     let outcome = verdict(&frame, &port, &maps, &witness);
     stats::count(outcome.counter());
     match outcome {
@@ -134,8 +139,8 @@ fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
                 packet.ctx(),
                 target: "arpwarden",
                 "answered address={:i} asker={:mac}",
-                frame.target_ip.octets(),
-                frame.sender_mac.octets()
+                packet::here_ip(frame.target_ip).octets(),
+                packet::here_mac(frame.sender_mac).octets()
             );
             answer(packet, &frame, Answer::Reply(mac))
         }
@@ -149,8 +154,8 @@ fn respond<C: Context, const EXCHANGES: bool>(packet: Packet<C>) -> C::Verdict {
                 packet.ctx(),
                 target: "arpwarden",
                 "shielded address={:i} asker={:mac}",
-                frame.target_ip.octets(),
-                frame.sender_mac.octets()
+                packet::here_ip(frame.target_ip).octets(),
+                packet::here_mac(frame.sender_mac).octets()
             );
             packet.ctx().drop()
         }
@@ -180,7 +185,8 @@ fn answer<C: Context>(mut packet: Packet<C>, frame: &Frame, answer: Answer) -> C
 /// A frame that came in, of which the verdict tells what it says.
 struct Incoming<'a, C, const EXCHANGES: bool> {
     packet: &'a Packet<C>,
-    frame: &'a Frame,
+    /// ARP sender.
+    sender: (MacAddr, Ipv4),
     /// [`Port::OBSERVE`] is set.
     observes: bool,
     /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old.
@@ -206,7 +212,7 @@ impl<C: Context, const EXCHANGES: bool> Witness<Place> for Incoming<'_, C, EXCHA
 
     #[inline(always)]
     fn asks(&self, asking: Asking<Place>) {
-        askers::note::<EXCHANGES>(&asking, self.frame, self.now_ns);
+        askers::note::<EXCHANGES>(&asking, self.sender, self.now_ns);
     }
 }
 

@@ -3,14 +3,15 @@
 use arpwarden_common::{
     abi::{
         AddressCounters, AddressKey, AllowedKey, Claimant, ClaimantKey, Claims, Control, Counter,
-        DEFAULT_CAPACITY, Group, MAX_ALLOWED, MAX_CLAIMANTS, MAX_COUNTED, MAX_GROUPS, MAX_OWN_MACS, MAX_PORTS,
-        Moves, Port, PortPlace, RING_BYTES, Slot, omit,
+        DEFAULT_CAPACITY, Group, MAX_ALLOWED, MAX_CLAIMANTS, MAX_COUNTED, MAX_GROUPS, MAX_OWN_MACS,
+        MAX_PORTS, Moves, Port, PortPlace, RING_BYTES, Slot, omit,
     },
     defence::Clocks,
     index::{self, Bucket, Hash, Pairs},
     net::MacAddr,
     state::StateWord,
     verdict::{Entry, Standing, Tables},
+    wire::{arp::ArpPacket, ethernet::EthernetHeader},
 };
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -53,26 +54,71 @@ pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 static CLOCK: PerCpuArray<Tick> = PerCpuArray::with_max_entries(1, 0);
 
-/// The boot clock as it was read first in a jiffy.
+/// What a CPU has for itself: the boot clock as it was read first in a jiffy, and room.
 #[repr(C)]
 struct Tick {
     jiffy: u64,
     boot_ns: u64,
-    /// For [`forgotten`]: in a cache line that is in use anyway.
+    /// For [`Cpu::forgotten`]: in a cache line that is in use anyway.
     through: u64,
+    headers: Headers,
 }
 
-/// The value, of which the verifier has forgotten what it knew. It walks the rest of the program once for each thing that
-/// it knows of a value which is still to be used, and that one look-up is worth a walk.
-#[inline(always)]
-pub(crate) fn forgotten(value: u64) -> Option<u64> {
-    let tick = CLOCK.get_ptr_mut(0)?;
-    // SAFETY: an aligned field of this CPU's own value; a program that runs on a CPU is not interrupted there by another
-    // run of itself.
-    unsafe {
-        let through = &raw mut (*tick).through;
-        through.write_volatile(value);
-        Some(through.read_volatile())
+/// Headers that are put together.
+#[repr(C)]
+pub(crate) struct Headers {
+    pub(crate) ethernet: EthernetHeader,
+    pad: [u8; 2],
+    pub(crate) arp: ArpPacket,
+    pad_end: [u8; 4],
+}
+const _: () = assert!(size_of::<Headers>() == 48);
+
+/// What this CPU has for itself: looked up once for each frame.
+#[derive(Clone, Copy)]
+pub(crate) struct Cpu(*mut Tick);
+
+impl Cpu {
+    /// This one. It is never `None`, which the verifier does not know.
+    #[inline(always)]
+    pub(crate) fn this() -> Option<Self> {
+        CLOCK.get_ptr_mut(0).map(Self)
+    }
+
+    /// The value, of which the verifier has forgotten what it knew. It walks the rest of the program once for each thing that
+    /// it knows of a value which is still to be used, and that one store is worth a walk.
+    #[inline(always)]
+    pub(crate) fn forgotten(self, value: u64) -> u64 {
+        // SAFETY: an aligned field of this CPU's own value; a program that runs on a CPU is not interrupted there by another
+        // run of itself.
+        unsafe {
+            let through = &raw mut (*self.0).through;
+            through.write_volatile(value);
+            through.read_volatile()
+        }
+    }
+
+    /// Room for headers, with whatever was put together there last.
+    #[inline(always)]
+    pub(crate) fn headers<'a>(self) -> &'a mut Headers {
+        // SAFETY: this CPU's own value, valid for the whole run, and the only place where a run has this reference; bytes only.
+        unsafe { &mut (*self.0).headers }
+    }
+
+    /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old: reading the clock for each frame would cost more than
+    /// all the rest, and jiffies alone stand still while the machine is suspended.
+    #[inline(always)]
+    pub(crate) fn now_ns(self) -> u64 {
+        let Self(tick) = self;
+        // SAFETY: the helper only reads; `tick` is this CPU's own value.
+        unsafe {
+            let jiffy = bpf_jiffies64();
+            if (*tick).jiffy != jiffy {
+                (*tick).boot_ns = bpf_ktime_get_boot_ns();
+                (*tick).jiffy = jiffy;
+            }
+            (*tick).boot_ns
+        }
     }
 }
 
@@ -140,22 +186,6 @@ pub(crate) fn control() -> Control {
     }
 }
 
-/// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old: reading the clock for each frame would cost more than
-/// all the rest, and jiffies alone stand still while the machine is suspended.
-#[inline(always)]
-pub(crate) fn now_ns() -> u64 {
-    let Some(tick) = CLOCK.get_ptr_mut(0) else { return boot_ns() };
-    // SAFETY: the helper only reads; `tick` is this CPU's own value.
-    unsafe {
-        let jiffy = bpf_jiffies64();
-        if (*tick).jiffy != jiffy {
-            (*tick).boot_ns = bpf_ktime_get_boot_ns();
-            (*tick).jiffy = jiffy;
-        }
-        (*tick).boot_ns
-    }
-}
-
 /// CLOCK_BOOTTIME in nanoseconds, now.
 #[inline(always)]
 pub(crate) fn boot_ns() -> u64 {
@@ -172,6 +202,7 @@ pub(crate) fn clocks() -> Clocks {
 
 /// The maps, as the verdict sees them at one moment.
 pub(crate) struct Maps {
+    cpu: Cpu,
     /// CLOCK_BOOTTIME in nanoseconds, at most one jiffy old.
     pub(crate) now_ns: u64,
 }
@@ -179,8 +210,29 @@ pub(crate) struct Maps {
 impl Maps {
     /// Now.
     #[inline(always)]
-    pub(crate) fn now() -> Self {
-        Self { now_ns: now_ns() }
+    pub(crate) fn now(cpu: Cpu) -> Self {
+        Self { cpu, now_ns: cpu.now_ns() }
+    }
+
+    /// What the slot at `place` says, if it is that of this key.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "put together a line before")]
+    fn entry(&self, place: Place, interface_and_vlan: u64, address: u32) -> Option<Entry<Place>> {
+        let Place { slot, at } = place;
+        let standing = standing(at);
+        // The key is read again, after the word and the lease: a slot that is reused is made vacant, gets its new key, then
+        // group and lease, then its word, so a standing that belongs to another address is found out.
+        if !has_key(at, interface_and_vlan, address) || standing.word == StateWord::VACANT {
+            return None;
+        }
+        // However it was found and decided, what follows is the same.
+        let may_answer = standing.may_answer(|| unless_omitted(self.now_ns));
+        let decided = self.cpu.forgotten(u64::from(slot) | u64::from(may_answer) << 32);
+        Some(Entry {
+            place: Place { slot: decided as u32, at },
+            word: standing.word,
+            may_answer: decided >> 32 != 0,
+        })
     }
 }
 
@@ -190,8 +242,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn address(&self, key: &AddressKey) -> Option<Entry<Place>> {
         let (interface_and_vlan, address) = key.words();
-        let slot = find(interface_and_vlan, address).checked_sub(1)?;
-        entry(slot, interface_and_vlan, address, self.now_ns)
+        let hash = Hash::of_words(interface_and_vlan, address);
+        let look = |slot| {
+            let at = SLOTS.get_ptr_mut(slot)?;
+            has_key(at, interface_and_vlan, address).then_some(Place { slot, at })
+        };
+        let behind = || look(find_behind(interface_and_vlan, address).checked_sub(1)?);
+        let place = index::find(hash, INDEX_BUCKETS.load(), bucket, look, behind)?;
+        self.entry(place, interface_and_vlan, address)
     }
 
     #[inline(always)]
@@ -203,7 +261,7 @@ impl Tables for Maps {
     fn is_allowed(&self, key: &AllowedKey) -> bool {
         let there = ALLOWED.get_ptr(key).is_some();
         // Without, the verifier has twice the work with the rest: 83,100 instructions in place of 47,400 (6.18, tc).
-        forgotten(u64::from(there)).is_some_and(|there| there != 0)
+        self.cpu.forgotten(u64::from(there)) != 0
     }
 
     #[inline(always)]
@@ -230,19 +288,18 @@ impl Pairs for InMap {
     }
 }
 
-/// The number of the slot of an address, plus one; 0 if it is not managed. The key is that of [`AddressKey::words`]: in
-/// registers, so that this is walked by the verifier once for each call and no more.
+#[inline(always)]
+fn bucket(number: u32) -> Option<InMap> {
+    INDEX.get_ptr(number).map(InMap)
+}
+
+/// The number of the slot of an address whose first bucket is full, plus one; 0 if it is not managed. A function of its own,
+/// all its arguments in registers: to return from one takes a processor that guards its returns 10 ns.
 #[inline(never)]
-fn find(interface_and_vlan: u64, address: u32) -> u32 {
-    let hash = Hash::of_words(interface_and_vlan, address, INDEX_BUCKETS.load());
-    let is_it = |slot| match SLOTS.get_ptr(slot) {
-        Some(place) => has_key(place, interface_and_vlan, address),
-        None => false,
-    };
-    match index::find(hash, |bucket| INDEX.get_ptr(bucket).map(InMap), is_it) {
-        Some(slot) => slot + 1,
-        None => 0,
-    }
+fn find_behind(interface_and_vlan: u64, address: u32) -> u32 {
+    let look = |slot| has_key(SLOTS.get_ptr(slot)?, interface_and_vlan, address).then_some(slot + 1);
+    let hash = Hash::of_words(interface_and_vlan, address);
+    index::find_behind(hash, INDEX_BUCKETS.load(), bucket, look).unwrap_or(0)
 }
 
 /// Whether a slot is that of this key.
@@ -254,27 +311,6 @@ fn has_key(place: *const Slot, interface_and_vlan: u64, address: u32) -> bool {
         (&raw const (*place).interface).cast::<u64>().read_volatile() == interface_and_vlan
             && (&raw const (*place).address).cast::<u32>().read_volatile() == address
     }
-}
-
-/// What the slot says, if it is that of this key.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "put together a line before")]
-fn entry(slot: u32, interface_and_vlan: u64, address: u32, now_ns: u64) -> Option<Entry<Place>> {
-    let at = SLOTS.get_ptr_mut(slot)?;
-    let standing = standing(at);
-    // The key is read after the word and the lease: a slot that is reused is made vacant, gets its new key, then group and
-    // lease, then its word, so a standing that belongs to another address is found out.
-    if !has_key(at, interface_and_vlan, address) || standing.word == StateWord::VACANT {
-        return None;
-    }
-    // However it was found and decided, what follows is the same.
-    let may_answer = standing.may_answer(|| unless_omitted(now_ns));
-    let decided = forgotten(u64::from(slot) | u64::from(may_answer) << 32)?;
-    Some(Entry {
-        place: Place { slot: decided as u32, at },
-        word: standing.word,
-        may_answer: decided >> 32 != 0,
-    })
 }
 
 /// The standing of the address in the slot `at`, whose word was `word` when the frame came, if it is the same still.

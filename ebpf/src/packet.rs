@@ -15,7 +15,10 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-use crate::{maps, reply::Answer};
+use crate::{
+    maps::{Cpu, Headers},
+    reply::Answer,
+};
 
 /// Where a program meets a frame: how it reads it, and what it can do with it.
 pub(crate) trait Context: EbpfContext + Sized {
@@ -139,17 +142,19 @@ impl Context for TcContext {
 
 /// Writes the answer over a frame whose ARP packet begins at `at`; says whether that was done. It is done by a helper:
 /// where a program writes to frames itself the kernel copies each one first that somebody else holds too, whatever it
-/// is, and all TCP that comes out of a veth is such. What it takes of the stack is not the caller's, who has none left.
+/// is, and all TCP that comes out of a veth is such. On the stack the headers would have to be put together in aligned parts.
 #[inline(never)]
 fn rewritten(packet: &Packet<TcContext>, at: usize, mac: MacAddr, announces: bool) -> bool {
     let (Some(ethernet), Some(arp)) = (packet.view::<EthernetHeader>(0), packet.view::<ArpPacket>(at)) else {
         return false;
     };
-    let (mut ethernet, mut arp) = (*ethernet, *arp);
-    let frame = Frame::of(&ethernet, &arp, Vlan::UNTAGGED, at);
+    let Some(cpu) = Cpu::this() else { return false };
+    let frame = Frame::of(ethernet, arp, Vlan::UNTAGGED, at);
     let answer = if announces { Answer::Announcement(mac) } else { Answer::Reply(mac) };
-    answer.write(&mut ethernet, &mut arp, &frame);
-    packet.0.store(at, &arp, 0).is_ok() && packet.0.store(0, &ethernet, 0).is_ok()
+    let Headers { ethernet: to_ethernet, arp: to_arp, .. } = cpu.headers();
+    (*to_ethernet, *to_arp) = (*ethernet, *arp);
+    answer.write(to_ethernet, to_arp, &frame);
+    packet.0.store(at, to_arp, 0).is_ok() && packet.0.store(0, to_ethernet, 0).is_ok()
 }
 
 /// Makes the beginning of a frame linear; says whether it is. A sender may decide how much of a frame is, and nothing is to
@@ -205,14 +210,14 @@ impl<C: Context> Packet<C> {
         &self.0
     }
 
-    /// Reads a frame that came in. What was learnt of it on the way would multiply the verifier's work, so it is forgotten
-    /// here.
+    /// Reads a frame that came in, and looks up what this CPU has for itself; else what the frame is. What was learnt of it
+    /// on the way would multiply the verifier's work, so it is forgotten here.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "five values, put together and taken apart again")]
-    pub(crate) fn read(&self) -> Parsed {
+    pub(crate) fn read(&self) -> Result<(Frame, Cpu), Parsed> {
         let frame = match arp::parse_beside(self, self.0.tag_beside()) {
             Parsed::Arp(frame) => frame,
-            other @ (Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader) => return other,
+            other @ (Parsed::NotArp | Parsed::Truncated | Parsed::BadHeader) => return Err(other),
         };
         let frame = gathered(frame);
         let Vlan { outer, inner } = frame.vlan;
@@ -221,13 +226,14 @@ impl<C: Context> Packet<C> {
             | u64::from(frame.operation) << 32
             | (frame.arp_at as u64) << 48
             | u64::from(frame.gist.bits()) << 56;
-        // It is never `None`; on a way that goes on from there nothing would be forgotten.
-        let Some(learnt) = maps::forgotten(learnt) else { return Parsed::NotArp };
+        // On a way that went on from there nothing would be forgotten.
+        let cpu = Cpu::this().ok_or(Parsed::NotArp)?;
+        let learnt = cpu.forgotten(learnt);
         let vlan = Vlan { outer: learnt as u16, inner: (learnt >> 16) as u16 };
         // 14, 18 or 22; a mask is a bound that the verifier does not lose sight of.
         let arp_at = (learnt >> 48 & 0x1f) as usize;
         let gist = Gist::from_bits((learnt >> 56) as u8);
-        Parsed::Arp(Frame { vlan, arp_at, operation: (learnt >> 32) as u16, gist, ..frame })
+        Ok((Frame { vlan, arp_at, operation: (learnt >> 32) as u16, gist, ..frame }, cpu))
     }
 
     /// Writes the answer over the frame, which was read as `frame`. `None` if it could not be written, or not as a whole.
@@ -255,19 +261,29 @@ impl<C: Context> Packet<C> {
 /// The same frame, its addresses put together here: the compiler would put the bytes aside one by one, eight bytes of the
 /// stack each, and put them together where they are used.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "it was no wider")]
 fn gathered(frame: Frame) -> Frame {
-    let mac = |mac: MacAddr| MacAddr::from_bits(here(mac.bits()));
-    let address =
-        |address: Ipv4| Ipv4::new((here(u32::from_ne_bytes(address.octets()).into()) as u32).to_ne_bytes());
     Frame {
-        destination: mac(frame.destination),
-        source: mac(frame.source),
-        sender_mac: mac(frame.sender_mac),
-        sender_ip: address(frame.sender_ip),
-        target_ip: address(frame.target_ip),
+        destination: here_mac(frame.destination),
+        source: here_mac(frame.source),
+        sender_mac: here_mac(frame.sender_mac),
+        sender_ip: here_ip(frame.sender_ip),
+        target_ip: here_ip(frame.target_ip),
         ..frame
     }
+}
+
+/// The same MAC, as a value of its own: a message is made of what lies in memory, and what a message may be made of would
+/// be kept there for every frame.
+#[inline(always)]
+pub(crate) fn here_mac(mac: MacAddr) -> MacAddr {
+    MacAddr::from_bits(here(mac.bits()))
+}
+
+/// The same address, likewise.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "it was no wider")]
+pub(crate) fn here_ip(address: Ipv4) -> Ipv4 {
+    Ipv4::new((here(u32::from_ne_bytes(address.octets()).into()) as u32).to_ne_bytes())
 }
 
 /// The same value, worked out here and not where it is used.

@@ -82,6 +82,10 @@ pub struct Loaded {
 struct Buckets(Array<MapData, Bucket>);
 
 impl Index for Buckets {
+    fn buckets(&self) -> u32 {
+        self.0.len()
+    }
+
     fn read(&self, bucket: u32) -> [u32; ENTRIES] {
         self.0.get(&bucket, 0).expect("a bucket").0
     }
@@ -249,8 +253,7 @@ impl Loaded {
 
     /// Makes a key lead to a slot, whatever is there, for ever.
     pub fn lead(&mut self, key: AddressKey, slot: u32) {
-        let hash = Hash::of(&key, index::buckets(self.capacity));
-        assert!(index::insert(&mut self.index, hash, slot), "room for an address");
+        assert!(index::insert(&mut self.index, Hash::of(&key), slot), "room for an address");
     }
 
     /// Writes a slot, whatever leads to it.
@@ -302,7 +305,8 @@ impl Loaded {
 
     fn clear(&mut self) {
         for (key, slot) in std::mem::take(&mut self.addresses) {
-            index::remove(&mut self.index, Hash::of(&key, index::buckets(self.capacity)), slot);
+            // All go, so none is waited for.
+            index::remove(&mut self.index, Hash::of(&key), slot, |_| None);
             self.set_slot(slot, Slot::VACANT);
             self.claims.set(slot, Claims::default(), 0).expect("a slot");
             for cpu in 0..self.cpus {
@@ -512,6 +516,8 @@ const ADD64_IMM: u8 = 0x07;
 const LOAD_WORD: u8 = 0x61;
 const STORE_WORD: u8 = 0x62;
 const STORE_BYTE: u8 = 0x72;
+const STORE_DOUBLE: u8 = 0x7a;
+const ATOMIC_DOUBLE: u8 = 0xdb;
 const LOAD_IMM64: u8 = 0x18;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
@@ -519,6 +525,7 @@ const EXIT: u8 = 0x95;
 /// `BPF_PSEUDO_MAP_FD`, `BPF_FUNC_tail_call`, `BPF_FUNC_skb_vlan_push`, `BPF_FUNC_redirect`.
 const PSEUDO_MAP_FD: u8 = 1;
 const TAIL_CALL: u32 = 12;
+const ATOMIC_ADD: u32 = 0;
 const SKB_VLAN_PUSH: u32 = 18;
 const REDIRECT: u32 = 23;
 
@@ -541,6 +548,11 @@ fn restorer(frame: &[u8], chain: &ProgramArray) -> Vec<[u8; 8]> {
     for (n, byte) in rest.iter().enumerate() {
         stores.push(insn(STORE_BYTE, 2, 0, at(frame.len() - rest.len() + n), u32::from(*byte)));
     }
+    // A locked instruction waits until all that was stored is in the cache, where the frames of a network card are: a load
+    // that finds its bytes on their way there, in parts, takes longer than all the rest of a program.
+    stores.push(insn(STORE_DOUBLE, 10, 0, -8, 0));
+    stores.push(insn(MOV64_IMM, 0, 0, 0, 0));
+    stores.push(insn(ATOMIC_DOUBLE, 10, 0, -8, ATOMIC_ADD));
     let len = u32::try_from(frame.len()).expect("a short frame");
     let fd = chain.0.as_raw_fd().cast_unsigned();
     let call = [

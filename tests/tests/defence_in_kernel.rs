@@ -353,8 +353,11 @@ fn asked_by(frame: &[u8], host: u8) -> Vec<u8> {
 /// The hosts that are remembered, in no order.
 fn remembered(loaded: &Loaded) -> Vec<u8> {
     let askers = loaded.slot(SLOT).askers;
-    let mut hosts: Vec<u8> =
-        askers.iter().filter(|asker| asker.seen != Coarse::NEVER).map(|asker| asker.address.octets()[3]).collect();
+    let mut hosts: Vec<u8> = askers
+        .iter()
+        .filter(|asker| asker.seen != Coarse::NEVER)
+        .map(|asker| asker.address.octets()[3])
+        .collect();
     hosts.sort_unstable();
     hosts
 }

@@ -325,6 +325,9 @@ fn put_into_the_maps(node: &Node, key: AddressKey, word: StateWord) {
     let open = |name: &str| MapData::from_pin(node.pins().join("maps").join(name)).expect("a pinned map");
     struct Buckets(Array<MapData, Bucket>);
     impl Index for Buckets {
+        fn buckets(&self) -> u32 {
+            self.0.len()
+        }
         fn read(&self, bucket: u32) -> [u32; ENTRIES] {
             self.0.get(&bucket, 0).expect("a bucket").0
         }
@@ -341,7 +344,7 @@ fn put_into_the_maps(node: &Node, key: AddressKey, word: StateWord) {
         .set(number, Slot { word: word.bits(), interface, vlan, address, ..Slot::VACANT }, 0)
         .expect("the slot is written");
     let mut buckets = Buckets(Map::Array(open(names::INDEX)).try_into().expect("an array"));
-    assert!(index::insert(&mut buckets, Hash::of(&key, index::buckets(DEFAULT_CAPACITY)), number));
+    assert!(index::insert(&mut buckets, Hash::of(&key), number));
 }
 
 #[test]

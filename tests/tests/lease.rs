@@ -435,7 +435,7 @@ fn one_store_silences_all_addresses_of_a_group_and_so_does_the_end_of_its_lease(
     let (slots, groups) = (Slots::pinned(&node.instance), Groups::pinned(&node.instance));
     groups.store(GROUP, Group::ANSWERS);
     for member in &members {
-        slots.put_into_group(*member, GROUP);
+        slots.put_into_group(*member, u16::try_from(GROUP).expect("one of the first"));
     }
     let (wire, tap) = (net.host(1).wire(), net.tap(0));
     let all = || -> Vec<Asked> { members.iter().map(|member| ask(&wire, *member)).collect() };

@@ -1,7 +1,7 @@
 //! ARP for IPv4 on Ethernet (RFC 826): reading a frame, writing one, turning a request into its reply.
 
 use super::{
-    Bytes, Wire,
+    Bytes, MacBytes, Wire,
     ethernet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthernetHeader, VlanTag},
 };
 use crate::net::{Ipv4, MacAddr, SERVICE_TAG, Vlan};
@@ -22,13 +22,12 @@ pub const MIN_FRAME: usize = 60;
 #[repr(C)]
 pub struct ArpPacket {
     hardware_type: [u8; 2],
-    protocol_type: [u8; 2],
-    hardware_len: u8,
-    protocol_len: u8,
+    /// Protocol type and both lengths.
+    protocol: [u8; 4],
     operation: [u8; 2],
-    sender_mac: [u8; 6],
+    sender_mac: MacBytes,
     sender_ip: [u8; 4],
-    target_mac: [u8; 6],
+    target_mac: MacBytes,
     target_ip: [u8; 4],
 }
 
@@ -37,6 +36,8 @@ const _: () = assert!(size_of::<ArpPacket>() == ArpPacket::LEN && align_of::<Arp
 impl ArpPacket {
     /// Length in bytes.
     pub const LEN: usize = 28;
+    /// IPv4, hardware addresses of 6 bytes and protocol addresses of 4.
+    const IPV4: u32 = (ETHERTYPE_IPV4 as u32) << 16 | 6 << 8 | 4;
 
     /// A well-formed packet.
     pub const fn new(
@@ -48,13 +49,11 @@ impl ArpPacket {
     ) -> Self {
         Self {
             hardware_type: HARDWARE_ETHERNET.to_be_bytes(),
-            protocol_type: ETHERTYPE_IPV4.to_be_bytes(),
-            hardware_len: 6,
-            protocol_len: 4,
+            protocol: Self::IPV4.to_be_bytes(),
             operation: operation.to_be_bytes(),
-            sender_mac: sender_mac.octets(),
+            sender_mac: MacBytes::of(sender_mac),
             sender_ip: sender_ip.octets(),
-            target_mac: target_mac.octets(),
+            target_mac: MacBytes::of(target_mac),
             target_ip: target_ip.octets(),
         }
     }
@@ -72,9 +71,7 @@ impl ArpPacket {
     /// IPv4, lengths 6 and 4: the packet says of an address which MAC it has, whatever for.
     #[inline(always)]
     const fn pairs_addresses(&self) -> bool {
-        u16::from_be_bytes(self.protocol_type) == ETHERTYPE_IPV4
-            && self.hardware_len == 6
-            && self.protocol_len == 4
+        u32::from_be_bytes(self.protocol) == Self::IPV4
     }
 
     /// Turns a request into the reply that says `mac` has the address asked for (RFC 826, "packet reception").
@@ -82,9 +79,9 @@ impl ArpPacket {
     #[inline(always)]
     const fn turn_around(&mut self, mac: MacAddr, asker_mac: MacAddr, asker_ip: Ipv4, asked: Ipv4) {
         self.operation = REPLY.to_be_bytes();
-        self.sender_mac = mac.octets();
+        self.sender_mac = MacBytes::of(mac);
         self.sender_ip = asked.octets();
-        self.target_mac = asker_mac.octets();
+        self.target_mac = MacBytes::of(asker_mac);
         self.target_ip = asker_ip.octets();
     }
 }
@@ -339,7 +336,7 @@ impl Frame {
             vlan,
             arp_at,
             operation: u16::from_be_bytes(arp.operation),
-            sender_mac: MacAddr::new(arp.sender_mac),
+            sender_mac: arp.sender_mac.mac(),
             sender_ip: Ipv4::new(arp.sender_ip),
             target_ip: Ipv4::new(arp.target_ip),
             gist: Gist(0),

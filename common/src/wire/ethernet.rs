@@ -1,5 +1,6 @@
 //! Ethernet II header and VLAN tags (IEEE 802.3, 802.1Q, 802.1ad).
 
+use super::MacBytes;
 use crate::net::MacAddr;
 
 /// EtherType of ARP (RFC 826).
@@ -15,8 +16,8 @@ pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct EthernetHeader {
-    destination: [u8; 6],
-    source: [u8; 6],
+    destination: MacBytes,
+    source: MacBytes,
     ethertype: [u8; 2],
 }
 
@@ -27,8 +28,8 @@ impl EthernetHeader {
     /// A header of these parts.
     pub const fn new(destination: MacAddr, source: MacAddr, ethertype: u16) -> Self {
         Self {
-            destination: destination.octets(),
-            source: source.octets(),
+            destination: MacBytes::of(destination),
+            source: MacBytes::of(source),
             ethertype: ethertype.to_be_bytes(),
         }
     }
@@ -36,13 +37,13 @@ impl EthernetHeader {
     /// Where the frame goes.
     #[inline(always)]
     pub const fn destination(&self) -> MacAddr {
-        MacAddr::new(self.destination)
+        self.destination.mac()
     }
 
     /// Who put it on the wire.
     #[inline(always)]
     pub const fn source(&self) -> MacAddr {
-        MacAddr::new(self.source)
+        self.source.mac()
     }
 
     /// The type of what follows, host order.
@@ -54,8 +55,8 @@ impl EthernetHeader {
     /// Addresses the frame anew; the type stays.
     #[inline(always)]
     pub const fn readdress(&mut self, destination: MacAddr, source: MacAddr) {
-        self.destination = destination.octets();
-        self.source = source.octets();
+        self.destination = MacBytes::of(destination);
+        self.source = MacBytes::of(source);
     }
 }
 

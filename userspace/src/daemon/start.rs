@@ -7,11 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use arpwarden_common::{
-    abi::AddressKey,
-    net::Vlan,
-    state::StateWord,
-};
+use arpwarden_common::{abi::AddressKey, net::Vlan, state::StateWord};
 use arpwarden_engine::{
     Engine, Input, MonoTime,
     input::{Claimant, Kept, Owner},

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use arpwarden_common::{
     abi::{AddressKey, Claimant, ClaimantKey, Claims, Moves},
-    index::Index as _,
+    index::{self, Hash, Index as _},
     state::StateWord,
 };
 use tracing::warn;
@@ -123,7 +123,7 @@ impl Tables {
                 continue;
             };
             let (key, word, claims) = (place.key(), place.word(), claims.read());
-            if word.state().is_none() || !self.hash(&key).leads(bucket, self.index.read(bucket)[n], slot) {
+            if word.state().is_none() || !self.leads(&key, bucket, n, slot) {
                 continue;
             }
             let value = place.read();
@@ -145,6 +145,11 @@ impl Tables {
         Ok(kept.into_values().collect())
     }
 
+    /// Whether the `n`th entry of a bucket leads from this key to this slot.
+    fn leads(&self, key: &AddressKey, bucket: u32, n: usize, slot: u32) -> bool {
+        Hash::of(key).leads(bucket, self.index.buckets(), self.index.read(bucket)[n], slot)
+    }
+
     /// Removes what leads to no address, or to another one, and silences slots that nothing leads to: an interrupted
     /// `install` or `remove` leaves such. `kept` are those that are whole.
     fn repair(&mut self, kept: &[KeptAddress]) {
@@ -153,13 +158,12 @@ impl Tables {
         let mut used = BTreeSet::new();
         for (bucket, n, slot) in self.entries() {
             let key = self.slots.get(slot).map(|place| place.key());
-            let leads = key.is_some_and(|key| {
-                let entry = self.index.read(bucket)[n];
-                whole.get(&key) == Some(&slot) && self.hash(&key).leads(bucket, entry, slot)
-            });
+            let leads =
+                key.is_some_and(|key| whole.get(&key) == Some(&slot) && self.leads(&key, bucket, n, slot));
             // Once each: of two entries that lead to a slot one is enough.
             if !leads || !used.insert(slot) {
-                self.index.write(bucket, n, 0);
+                let Self { index, slots, .. } = self;
+                index::clear(index, bucket, n, |slot| Some(Hash::of(&slots.get(slot)?.key())));
             }
         }
         for (place, slot) in self.slots.all().iter().zip(0..) {

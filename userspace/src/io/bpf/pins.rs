@@ -231,7 +231,8 @@ impl Pins {
             // Other maps of a capacity that is none would be as wrong.
             let capacity = self.capacity()?.clamp(1, abi::MAX_CAPACITY);
             let sizes = names::sizes(capacity, possible_cpus()?);
-            expected.max_entries = sizes.iter().find(|(sized, _)| *sized == map).map_or(0, |(_, entries)| *entries);
+            expected.max_entries =
+                sizes.iter().find(|(sized, _)| *sized == map).map_or(0, |(_, entries)| *entries);
         }
         if !self.map(map).exists() {
             return Err(LoadError::PinMissing { pins: self.clone(), map });

@@ -173,7 +173,9 @@ impl SharedSlot {
             address,
             group: self.group.load(Ordering::Relaxed),
             fallen: self.fallen(),
-            followed: std::array::from_fn(|place| Coarse::from_units(self.followed[place].load(Ordering::Relaxed))),
+            followed: std::array::from_fn(|place| {
+                Coarse::from_units(self.followed[place].load(Ordering::Relaxed))
+            }),
             defended_ns: self.defended_ns.load(Ordering::Acquire),
             conflict: self.conflict.load(Ordering::Relaxed),
             askers: std::array::from_fn(|place| {
@@ -204,10 +206,7 @@ impl SharedSlot {
     pub(super) fn take_defence(&self, now_ns: u64, interval_ns: u64) -> bool {
         let seen = self.defended_ns.load(Ordering::Acquire);
         (seen == 0 || now_ns.saturating_sub(seen) >= interval_ns)
-            && self
-                .defended_ns
-                .compare_exchange(seen, now_ns, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
+            && self.defended_ns.compare_exchange(seen, now_ns, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 
@@ -291,6 +290,10 @@ unsafe impl Shared for SharedBucket {
 }
 
 impl Index for Mapped<SharedBucket> {
+    fn buckets(&self) -> u32 {
+        u32::try_from(self.count).unwrap_or(u32::MAX)
+    }
+
     fn read(&self, bucket: u32) -> [u32; ENTRIES] {
         let Some(SharedBucket(entries)) = self.get(bucket) else { return [0; ENTRIES] };
         std::array::from_fn(|n| entries[n].load(Ordering::Relaxed))

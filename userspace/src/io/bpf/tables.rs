@@ -142,15 +142,12 @@ impl Tables {
         }
     }
 
-    /// The hash of a key in this index.
-    pub(super) fn hash(&self, key: &AddressKey) -> Hash {
-        Hash::of(key, index::buckets(self.capacity()))
-    }
-
     /// All that leads to a slot: bucket, entry and slot number.
     pub(super) fn entries(&self) -> Vec<(u32, usize, u32)> {
-        let buckets = 0..index::buckets(self.capacity());
-        let of = |bucket| self.index.read(bucket).into_iter().enumerate().map(move |(n, entry)| (bucket, n, entry));
+        let buckets = 0..self.index.buckets();
+        let of = |bucket| {
+            self.index.read(bucket).into_iter().enumerate().map(move |(n, entry)| (bucket, n, entry))
+        };
         let leading = |(bucket, n, entry)| Some((bucket, n, index::slot_of(entry)?));
         buckets.flat_map(of).filter_map(leading).collect()
     }
@@ -163,8 +160,10 @@ impl Tables {
     /// Forgets the moves of all slots but these; gives those of which the program counts them.
     pub(super) fn forget_moves(&mut self, but_of: impl Fn(u32) -> bool) -> Result<BTreeSet<u32>, TableError> {
         let slots: Result<BTreeSet<u32>, _> = self.moves.keys().collect();
-        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) =
-            slots.map_err(|source| TableError::read(names::MOVES, source))?.into_iter().partition(|slot| but_of(*slot));
+        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) = slots
+            .map_err(|source| TableError::read(names::MOVES, source))?
+            .into_iter()
+            .partition(|slot| but_of(*slot));
         for slot in gone {
             removed(self.moves.remove(&slot)).map_err(|source| TableError::write(names::MOVES, source))?;
         }
@@ -400,8 +399,7 @@ impl Datapath {
         if self.budgeted.contains(&key.interface) {
             self.count_moves(slot);
         }
-        let hash = self.tables.hash(&key);
-        if !index::insert(&mut self.tables.index, hash, slot) {
+        if !index::insert(&mut self.tables.index, Hash::of(&key), slot) {
             self.store_in(slot, StateWord::VACANT);
             self.free.push_front(slot);
             return Err(InstallError::Full { key, capacity: self.capacity() });
@@ -545,7 +543,9 @@ impl Datapath {
 
     /// The hosts that asked for an address lately, the latest first, at `now_ns` (CLOCK_BOOTTIME).
     pub fn askers(&self, key: &AddressKey, now_ns: u64) -> Vec<RecentAsker> {
-        let Some(place) = self.known(key).and_then(|slot| self.tables.slots.get(slot)) else { return Vec::new() };
+        let Some(place) = self.known(key).and_then(|slot| self.tables.slots.get(slot)) else {
+            return Vec::new();
+        };
         let slot = place.read();
         let asker = |(asker, followed): (&abi::Asker, &Coarse)| {
             Some(RecentAsker {
@@ -568,8 +568,8 @@ impl Datapath {
     pub fn remove(&mut self, key: &AddressKey) -> Result<(), TableError> {
         let key = self.on_wire(key);
         let Some(slot) = self.installed.remove(&key) else { return Ok(()) };
-        let hash = self.tables.hash(&key);
-        index::remove(&mut self.tables.index, hash, slot);
+        let Tables { index, slots, .. } = &mut self.tables;
+        index::remove(index, Hash::of(&key), slot, |slot| Some(Hash::of(&slots.get(slot)?.key())));
         self.store_in(slot, StateWord::VACANT);
         self.left.push_back(slot);
         if self.counted.remove(&slot) {

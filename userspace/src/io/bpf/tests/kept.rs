@@ -4,7 +4,8 @@ use std::{fs, path::PathBuf, process::Command};
 
 use arpwarden_common::{
     abi::{DEFAULT_CAPACITY, Group},
-    index, names,
+    index::{self, Hash},
+    names,
     state::Policy,
 };
 use aya::maps::Array;
@@ -104,7 +105,7 @@ fn goes_on_and_is_taken_over(mode: Mode, way: TcWay) {
     let again = second.attach(index_of("a"), "a", mode);
     assert!(matches!(again, Err(AttachError::AlreadyAttached { .. })), "{again:?}");
 
-    // It is in charge of all of it: the words, what was counted, the slots, the hints, the MACs.
+    // It is in charge of all of it: the words, what was counted, the slots, the index, the MACs.
     assert!(wire.asks(on_a(5).address));
     assert_eq!(second.address_counters(&on_a(5)).unwrap().1.answered, 3);
     second.store(&on_a(5), word(State::Yielding, 0, 7)).unwrap();
@@ -322,11 +323,11 @@ fn what_an_interrupted_change_has_left_is_put_right() {
     let tables = &mut datapath.tables;
     // An address whose slot is vacant, one whose slot is another's, one that is out of range.
     tables.slots.get(slots[0]).unwrap().store(StateWord::VACANT);
-    let hashes = [5, 6, 7, 8, 9, 10].map(|number| tables.hash(&key(number)));
+    let hashes = [5, 6, 7, 8, 9, 10].map(|number| Hash::of(&key(number)));
     assert!(index::insert(&mut tables.index, hashes[4], slots[1]));
     assert!(index::insert(&mut tables.index, hashes[5], DEFAULT_CAPACITY));
     // Slots that nothing leads to, one that two entries lead to.
-    index::remove(&mut tables.index, hashes[2], slots[2]);
+    index::remove(&mut tables.index, hashes[2], slots[2], |_| None);
     tables.slots.get(900).unwrap().fill(&key(11), online(1));
     assert!(index::insert(&mut tables.index, hashes[3], slots[3]));
     assert_eq!(tables.entries().len(), 6);
