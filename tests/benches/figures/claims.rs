@@ -77,7 +77,7 @@ fn ours() -> Vec<Row> {
 
     let generator = flood(&net);
     let processes = Processes::of(node.pid());
-    let stream = Stream::start(net.bridge(), &generator.program, cpus()[0], ENDLESS, AT_MOST);
+    let stream = Stream::start(net.bridge(), &generator, cpus()[0], ENDLESS, AT_MOST);
     let flooded: Vec<_> = runs.by_ref().take(ROUNDS).map(|run| claim_all(&wire, &events, run)).collect();
     let streamed = stream.stop();
     rows.extend(latencies("under a flood", &flooded, [None, Some(10_000.0)]));
@@ -98,7 +98,7 @@ fn flood(net: &Net) -> Generator {
 /// Processor time that the processes take while 100,000 claims a second come, and how many really came.
 fn steady(net: &Net, generator: &Generator, processes: &Processes) -> (f64, f64) {
     let before = processes.cpu();
-    let stream = Stream::start(net.bridge(), &generator.program, cpus()[0], STEADY, AT_MOST);
+    let stream = Stream::start(net.bridge(), generator, cpus()[0], STEADY, AT_MOST);
     std::thread::sleep(STEADY_FOR);
     let streamed = stream.stop();
     let cpu = processes.cpu() - before;

@@ -53,7 +53,7 @@ pub(crate) fn measure() -> Section {
         if flooded == 0 {
             return lane.answers(&requests, REQUESTS);
         }
-        let stream = Stream::start(&lane.peer.ns, &claims.program, first, ENDLESS, AT_MOST);
+        let stream = Stream::start(&lane.peer.ns, &claims, first, ENDLESS, AT_MOST);
         // Until it runs.
         std::thread::sleep(ms(50));
         let answers = lane.answers(&requests, REQUESTS);
