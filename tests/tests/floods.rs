@@ -261,3 +261,39 @@ fn malformed_frames_by_the_hundred_thousand_pass_and_are_counted_and_stop_no_ans
     let told = told_so_far(&lane, &events);
     assert!(told.is_empty(), "{told:#?}");
 }
+
+#[test]
+fn one_address_more_than_there_is_room_for_is_refused_and_takes_nothing_from_the_others() {
+    /// What there is room for unless something else is said.
+    const ROOM: u32 = 16_384;
+    let lane = lane();
+    let node = Node::start(&lane.node);
+    claim(&node, ROOM);
+    let more = |n: u32| format!("{}/32", addresses(ROOM + n + 1).last().expect("an address"));
+    let one_more = |n: u32| {
+        let at = ["--iface", "eth0", "--register", "none", "--blackhole-ok"];
+        node.cli(&[&["online", &*more(n)], &at[..]].concat())
+    };
+    one_more(0).expect(1).naming(format!("all {ROOM} places are taken")).naming("give addresses up first");
+    assert_eq!(answering(&node), ROOM as usize);
+    let questions = 4 * ROOM;
+    lane.send(&lane.generator(Frames::Requests, ROOM), questions);
+    wait_for_answers(&lane, questions.into());
+
+    let given_up = addresses(1).next().expect("an address").to_string();
+    node.cli(&["offline", &given_up]).expect(0);
+    one_more(1).expect(0);
+    one_more(2).expect(1);
+    assert_eq!(answering(&node), ROOM as usize);
+}
+
+/// How many addresses may be answered for.
+fn answering(node: &Node<'_>) -> usize {
+    let status = node.status();
+    status["addresses"]
+        .as_array()
+        .expect("addresses")
+        .iter()
+        .filter(|entry| entry["may_answer"] == true)
+        .count()
+}
