@@ -44,11 +44,24 @@ pub fn answers(frame: &Captured, address: Ipv4Addr, mac: MacAddr) -> bool {
     frame.says(address, mac) && frame.is_arp(|arp| arp.operation == REPLY && arp.target_ip != arp.sender_ip)
 }
 
+/// Who asks in [`ask`]: no host.
+const ASKER: (MacAddr, Ipv4Addr) = (stranger(0xfffe), ip(254));
+
+/// Asks for an address from the far end of the host's cable, by broadcast, and returns the answers. What else the host
+/// says of the address meanwhile, as the announcements of its plan, is no answer.
+pub fn answers_to(net: &Net, host: usize, address: Ipv4Addr) -> Vec<Captured> {
+    let mut answers = ask(net, host, address);
+    answers.retain(|frame| {
+        frame.is_arp(|arp| arp.operation == REPLY && (arp.destination, arp.target_ip.into()) == ASKER)
+    });
+    answers
+}
+
 /// Asks for an address from the far end of the host's cable, by broadcast, and returns every frame in which the host
-/// then pairs it with its MAC.
+/// then pairs it with its MAC, whomever that is said to.
 pub fn ask(net: &Net, host: usize, address: Ipv4Addr) -> Vec<Captured> {
     let (host, tap) = (net.host(host), net.tap(host));
-    tap.send(&bytes(&request(stranger(0xfffe), ip(254), address)));
+    tap.send(&bytes(&request(ASKER.0, ASKER.1, address)));
     quiet(host, &tap).into_iter().filter(|frame| sent_as(frame, address, host.mac)).collect()
 }
 

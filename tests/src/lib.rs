@@ -4,6 +4,7 @@
 //! Everything panics instead of returning errors: it runs in tests only.
 
 pub mod asks;
+pub mod assembler;
 pub mod background;
 mod bpf;
 pub mod cards;
@@ -12,6 +13,7 @@ pub mod checker;
 pub mod figures;
 pub mod flood;
 pub mod kernel;
+pub mod lane;
 pub mod live;
 pub mod netlink;
 pub mod netns;
@@ -19,6 +21,7 @@ pub mod node;
 pub mod pinger;
 pub mod pins;
 pub mod prog_run;
+pub mod storm;
 pub mod tools;
 pub mod verifier;
 pub mod wire;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{background::Background, bpf, netns::Netns};
+use crate::{background::Background, bpf, netns::Netns, storm::Generator};
 
 /// `BPF_MAP_LOOKUP_ELEM` and `BPF_F_TEST_XDP_LIVE_FRAMES` of linux/bpf.h.
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
@@ -15,8 +15,8 @@ const LIVE_FRAMES: u32 = 1 << 1;
 /// Frames that the kernel runs before it lets what they caused run: a quarter of the ring of a veth, so that nothing
 /// is lost on the way.
 const BATCH: u32 = 64;
-/// Bytes of each frame: the least that Ethernet carries, without the check sequence.
-const FRAME: u32 = 60;
+/// Bytes: the least that Ethernet carries, without the check sequence.
+pub const MIN_FRAME: u32 = 60;
 
 /// A map without types, whose keys are four bytes.
 #[derive(Debug)]
@@ -79,13 +79,13 @@ impl AsFd for Table {
     }
 }
 
-/// Runs a program on so many frames, on this CPU, and carries out what it says of each. Its frames are recycled: it must
-/// write everything that others change.
+/// Runs a program on so many frames of so many bytes, all zero, on this CPU, and carries out what it says of each. Its
+/// frames are recycled: it must write everything that others change.
 ///
 /// # Panics
-/// If the kernel refuses.
-pub fn run_live(program: BorrowedFd<'_>, frames: u32) {
-    let frame = [0_u8; FRAME as usize];
+/// If the kernel refuses, as it does more than a page.
+pub fn run_live(program: BorrowedFd<'_>, length: u32, frames: u32) {
+    let frame = vec![0_u8; length as usize];
     let mut run = bpf::TestRun {
         repeat: frames,
         flags: LIVE_FRAMES,
@@ -140,23 +140,23 @@ impl Streamed {
 }
 
 impl Stream {
-    /// Runs the program in the namespace, on this CPU: `burst` frames each `every`, or without a pause if that is over
+    /// Runs the generator in the namespace, on this CPU: `burst` frames each `every`, or without a pause if that is over
     /// before they are; until told to stop, or for `at_most`.
     pub fn start(
         ns: &Netns,
-        program: &OwnedFd,
+        generator: &Generator,
         cpu: usize,
         (burst, every): (u32, Duration),
         at_most: Duration,
     ) -> Self {
-        let program = program.try_clone().expect("a descriptor");
+        let (program, length) = generator.program();
         let (begun, ns) = (Instant::now(), ns.handle());
         Self(Background::start(move |ended| {
             ns.enter(|| {
                 pin_to(cpu);
                 let (mut frames, mut due) = (0, begun);
                 while !ended.now() && begun.elapsed() < at_most {
-                    run_live(program.as_fd(), burst);
+                    run_live(program.as_fd(), length, burst);
                     frames += u64::from(burst);
                     due += every;
                     std::thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -234,6 +234,16 @@ impl Wire {
 
     /// How many frames there was no room for since the last call, as nobody took those that were waiting.
     pub fn lost(&self) -> u32 {
+        self.counted().tp_drops
+    }
+
+    /// How many frames came by since the last call, those included that there was no room for.
+    pub fn passed(&self) -> u32 {
+        self.counted().tp_packets
+    }
+
+    /// What the kernel has counted since it was asked last.
+    fn counted(&self) -> libc::tpacket_stats {
         // SAFETY: all zeros is a value of this plain C struct.
         let mut counted: libc::tpacket_stats = unsafe { std::mem::zeroed() };
         let mut length = length_of::<libc::tpacket_stats>();
@@ -248,7 +258,7 @@ impl Wire {
             )
         };
         assert_eq!(told, 0, "the counters of a packet socket: {}", io::Error::last_os_error());
-        counted.tp_drops
+        counted
     }
 
     fn take(&self) -> Option<Captured> {

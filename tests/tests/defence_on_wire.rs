@@ -11,7 +11,7 @@ use arpwarden_common::{
     wire::arp::{Form, REQUEST},
 };
 use arpwarden_tests::{
-    asks::{ask, quiet, sent_as, speak_as},
+    asks::{answers_to, ask, quiet, sent_as, speak_as},
     ms,
     netns::{Host, Net, ip, stranger},
     node::{Events, Node},
@@ -272,7 +272,7 @@ fn a_daemon_that_stands_still_leaves_the_program_armed_for_thirty_seconds_or_its
     assert_eq!(claim(node.host, &tap, plain[1], 1).len(), 1, "the heartbeat is young enough");
     pins.change_control(age(31));
     assert_eq!(claim(node.host, &tap, plain[2], 1), [], "nobody has looked at the world for too long");
-    assert_eq!(ask(&net, 0, plain[2]).len(), 1, "but it is answered all the same");
+    assert_eq!(answers_to(&net, 0, plain[2]).len(), 1, "but it is answered all the same");
     assert_eq!(claim(node.host, &tap, leased, 1).len(), 1, "a lease is as good as a heartbeat");
 
     // The machine has slept for a second since the daemon looked last.
@@ -308,7 +308,7 @@ fn falls_without_a_daemon(policy: &str, arguments: &[&str], defended: &[usize]) 
     node.wait_for_state(address, "online", PLAN);
     let (pins, tap) = (Pins::of(&node), net.tap(0));
     node.kill();
-    assert_eq!(ask(&net, 0, address).len(), 1, "answered without a daemon");
+    assert_eq!(answers_to(&net, 0, address).len(), 1, "answered without a daemon");
     for (number, expected) in defended.iter().enumerate() {
         assert!(!pins.has_fallen(address));
         assert_eq!(claim(node.host, &tap, address, 1).len(), *expected, "claim {number}");
@@ -367,7 +367,7 @@ fn yield_silences_the_address_from_the_very_frame_on() {
     assert_told_once(&events, &node, address);
     // A new claim has another generation: it is answered again.
     node.online_with(100, &["--defend", "yield"]);
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert!(!Pins::of(&node).has_fallen(address));
 }
 
@@ -386,7 +386,7 @@ fn an_immediate_claim_is_not_defended_as_long_as_it_may_be_rolled_back() {
     let events = node.events();
     let tap = net.tap(0);
     let address = node.online_with(100, &["--claim", "immediate"]);
-    assert_eq!(ask(&net, 0, address).len(), 1, "answered meanwhile");
+    assert_eq!(answers_to(&net, 0, address).len(), 1, "answered meanwhile");
     tap.drain();
     let claimed_ns = tap.send(&bytes(&announcement(stranger(1), address)));
     events.wait_for("the roll-back", ms(5_000), |event| event["event"] == "rolled_back");

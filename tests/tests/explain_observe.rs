@@ -4,7 +4,7 @@ use std::{process::Stdio, time::Duration};
 
 use arpwarden_common::wire::arp::{Form, REPLY};
 use arpwarden_tests::{
-    asks::{Asking, ask, quiet, sent_as, speak_as},
+    asks::{Asking, answers_to, ask, quiet, sent_as, speak_as},
     netns::{Net, ip, stranger},
     node::{Done, Node},
     pins::Pins,
@@ -182,7 +182,7 @@ fn an_observer_neither_shields_nor_guards_and_counts_what_it_would_have_kept_bac
     node.online_with(100, &["--lease", "1"]);
     node.wait_for_state(ip(100), "suspended", SOON);
     assert!(has_address(&host.ns, ip(100)));
-    assert_eq!(ask(&net, 0, ip(100)).len(), 1, "the kernel answers as ever");
+    assert_eq!(answers_to(&net, 0, ip(100)).len(), 1, "the kernel answers as ever");
     assert!(speak_as(&net, 0, ip(100)).len() >= 2, "and speaks in its name");
     // It would be off the interface by now, so there would be nothing to shield, but something to guard.
     assert_eq!(node.counter(ip(100), "answered"), 0);

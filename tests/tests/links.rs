@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, process::Stdio, time::Duration};
 
 use arpwarden_common::{net::MacAddr, wire::arp::Form};
 use arpwarden_tests::{
-    asks::{Answered, Asking, ask, quiet, sent_as, speak_as},
+    asks::{Answered, Asking, answers_to, ask, quiet, sent_as, speak_as},
     kernel::XdpPass,
     ms,
     netns::{Net, Netns, ip, stranger},
@@ -90,7 +90,7 @@ fn a_link_that_is_down_suspends(cut: Cut) {
     events.wait_for_state(address, "online", Duration::from_secs(15));
     assert!(node.counter(address, "guarded") >= 2);
     assert!(node.counter(address, "shielded") >= 1);
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_short_break_is_announced(flap: impl FnOnce(&Net)) {
     assert!((80..400).contains(&gap), "announced again after {gap} ms");
     // A bridge port that has just come up loses the first one; the second arrives.
     wait_for_neighbour(&client.ns, address, node.host.mac, ms(2_000));
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     let probes = tap.drain().into_iter().filter(|frame| {
         !frame.outgoing
             && frame.is_arp(|arp| arp.sender_ip.is_unspecified() && arp.target_ip == address.into())
@@ -262,7 +262,7 @@ fn a_link_that_goes_down_while_announcing_begins_the_plan_anew() {
     let over = events.wait_for_state(address, "online", Duration::from_secs(15));
     assert_eq!(over.json["reason"], "plan_done", "{}", over.json);
     assert!(has_address(&node.host.ns, address));
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
 }
 
 #[test]
@@ -424,7 +424,7 @@ fn gone_and_back(arguments: &[&str]) {
     assert_eq!(status["interfaces"][0]["program"], true, "{status}");
     assert_eq!(status["interfaces"][0]["guard"], true, "{status}");
     net.wait_until_all_hear_each_other();
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert!(node.counter(address, "answered") >= 1, "answered by the kernel, not by the program");
     // What was watched there is watched again.
     assert_eq!(node.state(ip(150)).as_deref(), Some("watched"));
@@ -507,7 +507,7 @@ fn a_generic_program_that_was_taken_off_is_put_back() {
     assert!(program_of(&net).is_some());
     assert_eq!(node.state(address).as_deref(), Some("online"));
     let before = node.counter(address, "answered");
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert_eq!(node.counter(address, "answered"), before + 1);
 }
 
@@ -588,7 +588,7 @@ fn somebody_elses_program_in_the_place_of_ours_is_left_alone_until_it_goes() {
     drop(foreign);
     named_within(&events, "program_restored", A_BEAT);
     let before = node.counter(address, "answered");
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert_eq!(node.counter(address, "answered"), before + 1);
 }
 

@@ -4,7 +4,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use arpwarden_tests::{
-    asks::ask,
+    asks::{answers_to, ask},
     kernel::XdpPass,
     netns::{Net, ip},
     node::Node,
@@ -34,7 +34,7 @@ fn a_prefix_that_is_connected_already_gets_no_second_route() {
     assert_eq!(routes(&net), before);
     let present = addresses(&node.host.ns);
     assert!(present.contains(&(Ipv4Addr::new(10, 8, 0, 100), 24)), "{present:?}");
-    assert_eq!(ask(&net, 0, Ipv4Addr::new(10, 8, 0, 100)).len(), 1);
+    assert_eq!(answers_to(&net, 0, Ipv4Addr::new(10, 8, 0, 100)).len(), 1);
     node.cli(&["offline", "--all"]).expect(0);
     assert_eq!(routes(&net), before, "the connected routes stay");
 }
@@ -113,7 +113,7 @@ fn secondaries_stay_when_their_primary_goes_ours_and_those_of_others() {
     node.cli(&["offline", "10.8.0.1"]).expect(0);
     assert!(!has_address(&host.ns, in_subnet(1)));
     assert!(has_address(&host.ns, in_subnet(2)) && has_address(&host.ns, in_subnet(3)));
-    assert_eq!(ask(&net, 0, in_subnet(2)).len(), 1);
+    assert_eq!(answers_to(&net, 0, in_subnet(2)).len(), 1);
     let recent = node.cli(&["events", "--json"]).expect(0).out;
     assert!(!recent.contains("address_removed"), "{recent}");
     // As it was before.
@@ -147,7 +147,7 @@ fn register_none_wants_a_silent_kernel_and_a_local_route() {
     host.ns.sysctl("ipv4/conf/eth0/arp_ignore", "1");
     node.cli(&unregistered(&[])).expect(0);
     assert!(!has_address(&host.ns, address));
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert_eq!(node.counter(address, "answered"), 1);
     // What is sent to it arrives.
     let mut ping = net.host(1).ns.command("ping");
@@ -180,7 +180,7 @@ fn blackhole_ok_waives_both_conditions() {
     let node = Node::start(net.host(0));
     node.cli(&unregistered(&["--blackhole-ok"])).expect(0);
     assert!(!has_address(&node.host.ns, ip(100)));
-    assert_eq!(ask(&net, 0, ip(100)).len(), 1);
+    assert_eq!(answers_to(&net, 0, ip(100)).len(), 1);
 }
 
 /// A second interface of host 0 on the same segment.
@@ -213,7 +213,7 @@ fn a_sibling_interface_that_would_answer_too_is_warned_of_and_refused_with_a_lea
     host.ns.sysctl("ipv4/conf/eth9/arp_ignore", "1");
     let done = node.try_online(103, &["--lease", "30"]).expect(0);
     assert!(!done.out.contains("eth9") && !done.err.contains("eth9"), "{done:?}");
-    assert_eq!(ask(&net, 0, ip(103)).len(), 1);
+    assert_eq!(answers_to(&net, 0, ip(103)).len(), 1);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn the_hosts_own_primary_address_can_be_taken_over_and_given_up() {
     let node = Node::start(host);
     node.try_online(1, &[]).expect(3).naming("--adopt");
     node.online_with(1, &["--adopt"]);
-    assert_eq!(ask(&net, 0, ip(1)).len(), 1);
+    assert_eq!(answers_to(&net, 0, ip(1)).len(), 1);
     assert_eq!(node.counter(ip(1), "answered"), 1, "by the program");
     node.cli(&["offline", "10.7.0.1"]).expect(0);
     assert!(!has_address(&host.ns, ip(1)));

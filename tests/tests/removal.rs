@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use arpwarden_tests::{
-    asks::{Asking, ask, sent_as, speak_as},
+    asks::{Asking, answers_to, ask, sent_as, speak_as},
     netns::{Host, Net, ip, stranger},
     node::{Events, Node},
     tools::{arping, has_address},
@@ -109,12 +109,12 @@ fn report_means_that_it_is_answered_on_and_not_put_back() {
     assert!(["announcing", "online"].contains(&state.as_str()), "{state}");
     // What it says now is an answer: it announces nothing any more.
     node.wait_for_state(address, "online", 2 * SOON);
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     assert!(!has_address(&node.host.ns, address));
     assert_eq!(by_others(&node), ["address_removed"]);
     // Somebody puts it back: it is as it was.
     by_hand(node.host, "add", address);
-    assert_eq!(ask(&net, 0, address).len(), 1);
+    assert_eq!(answers_to(&net, 0, address).len(), 1);
     node.cli(&["offline", &address.to_string()]).expect(0);
     assert_eq!(node.state(address), None);
 }
@@ -178,7 +178,7 @@ fn a_watched_address_that_is_added_by_hand_is_the_kernels() {
     by_hand(node.host, "add", ip(100));
     event(&events, "address_added", ip(100));
     assert_eq!(node.state(ip(100)).as_deref(), Some("watched"));
-    assert_eq!(ask(&net, 0, ip(100)).len(), 1);
+    assert_eq!(answers_to(&net, 0, ip(100)).len(), 1);
     assert!(!speak_as(&net, 0, ip(100)).is_empty(), "its kernel may speak for it");
     assert_eq!(node.counter(ip(100), "answered"), 0);
     assert_eq!(node.counter(ip(100), "guarded"), 0);

@@ -392,6 +392,11 @@ impl Daemon {
         loop {
             self.perform();
             self.go_on().await;
+            if self.journal.has_unlogged() {
+                // Those who write to the followers have their turn first.
+                tokio::task::yield_now().await;
+                self.journal.log();
+            }
             if self.keeping {
                 info!(addresses = self.engine.addresses().count(), "ending; everything is left as it is");
                 return Ok(Ended::Kept);

@@ -21,6 +21,9 @@ use crate::io::clock;
 /// one flooded address.
 const RECENT: usize = 1024;
 
+/// Events that may wait to be logged: those that one look at the ring can lead to.
+const UNLOGGED: usize = 64;
+
 /// An event as `events --json` prints it. Fields that do not apply are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -201,17 +204,18 @@ impl Record {
     }
 }
 
-/// The events of this run: numbered, logged, remembered, passed on.
+/// The events of this run: numbered, remembered, passed on, logged. What is not logged yet is with the end of the value.
 pub struct Journal {
     seq: u64,
     recent: VecDeque<Arc<Record>>,
     followers: broadcast::Sender<Arc<Record>>,
+    unlogged: Vec<Arc<Record>>,
 }
 
 impl Default for Journal {
     fn default() -> Self {
         let (followers, _) = broadcast::channel(RECENT);
-        Self { seq: 0, recent: VecDeque::new(), followers }
+        Self { seq: 0, recent: VecDeque::new(), followers, unlogged: Vec::new() }
     }
 }
 
@@ -219,6 +223,7 @@ impl Journal {
     /// Takes an event of the engine, about an address on this interface, whose frames have these VLAN ids.
     pub fn engine(&mut self, event: &Event, interface: &str, vlan: Vec<u16>) {
         if let EventKind::Failed { what } = &event.kind {
+            self.log();
             warn!(address = %event.key.address, interface, "{what}");
         }
         if let Some(record) = Record::of(event, interface, vlan) {
@@ -246,21 +251,37 @@ impl Journal {
         self.seq += 1;
         record.seq = self.seq;
         record.time = clock::wall_time_rfc3339_ns();
-        match record.event.as_str() {
-            "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed" | "address_added"
-            | "lease_expired" | "link_down" | "program_missing" | "resync" => {
-                warn!("{}", record.words())
-            }
-            "probe_seen" => debug!("{}", record.words()),
-            _ => info!("{}", record.words()),
-        }
         let record = Arc::new(record);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back(Arc::clone(&record));
+        if self.unlogged.len() == UNLOGGED {
+            self.log();
+        }
+        self.unlogged.push(Arc::clone(&record));
         // No follower is no error.
         let _ = self.followers.send(record);
+    }
+
+    /// Whether [`Journal::log`] has something to do.
+    pub fn has_unlogged(&self) -> bool {
+        !self.unlogged.is_empty()
+    }
+
+    /// Logs what is not logged yet. A line takes longer than all else that is done about a claim, so whoever follows the
+    /// events is to be served before.
+    pub fn log(&mut self) {
+        for record in self.unlogged.drain(..) {
+            match record.event.as_str() {
+                "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed"
+                | "address_added" | "lease_expired" | "link_down" | "program_missing" | "resync" => {
+                    warn!("{}", record.words());
+                }
+                "probe_seen" => debug!("{}", record.words()),
+                _ => info!("{}", record.words()),
+            }
+        }
     }
 
     /// The recent past, and what follows without a gap.
@@ -269,8 +290,30 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.log();
+    }
+}
+
 /// What a reader is told that fell behind: `count` events are gone, the last of them is `last_missed`.
 pub fn gap(last_missed: u64, count: u64) -> Record {
     let record = Record { time: clock::wall_time_rfc3339_ns(), seq: last_missed, ..Record::default() };
     record.named("event_gap").count(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_events_wait_to_be_logged_however_many_come_at_once() {
+        let mut journal = Journal::default();
+        for _ in 0..10 * UNLOGGED {
+            journal.link("link_up", "eth0", None, None);
+            assert!(journal.has_unlogged() && journal.unlogged.len() <= UNLOGGED);
+        }
+        journal.log();
+        assert!(!journal.has_unlogged());
+    }
 }

@@ -1,14 +1,12 @@
 //! The figures that stay: what the program costs, and what it is compared with, all in one run, because absolute figures are those
 //! of the machine. Needs root; run it by `cargo xtask bench`. docs/performance.md says how each row is measured.
 
-mod assembler;
 mod bulk;
 mod claims;
 mod defence;
 mod flood;
 mod handover;
 mod idle;
-mod lane;
 mod many;
 mod memory;
 mod peers;
@@ -23,9 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arpwarden_tests::figures::{
-    plot::{Plot, svg},
-    table::{Section, document, summary, text},
+use arpwarden_tests::{
+    figures::{
+        plot::{Plot, svg},
+        table::{Section, document, summary, text},
+    },
+    lane,
 };
 use serde_json::json;
 

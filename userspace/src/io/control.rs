@@ -1,7 +1,10 @@
 //! The control socket: clients that are malformed, over-long, too many or too slow cost the daemon nothing
 //! but an answer.
 
-use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs, future::poll_fn, io, os::unix::fs::PermissionsExt as _, path::Path, pin::pin, sync::Arc, task::Poll,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -9,7 +12,14 @@ use tokio::{
         UnixListener, UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf, UCred},
     },
-    sync::{Semaphore, broadcast, mpsc},
+    sync::{
+        Semaphore,
+        broadcast::{
+            self,
+            error::{RecvError, TryRecvError},
+        },
+        mpsc,
+    },
 };
 use tracing::{debug, warn};
 
@@ -134,6 +144,11 @@ async fn wait(time: Duration) {
 
 /// `work`, or an error if it takes longer than a client may.
 async fn in_time<T>(what: &str, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let mut work = pin!(work);
+    // Mostly it is done at once: a timer would take longer than that.
+    if let Poll::Ready(done) = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await {
+        return done;
+    }
     let mut timer = Timer::new()?;
     timer.set(Some(clock::now().after(PATIENCE)))?;
     tokio::select! {
@@ -247,26 +262,40 @@ async fn stream_events(
     reader: &mut BufReader<OwnedReadHalf>,
     writer: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
-    let mut missed: u64 = 0;
+    let (mut missed, mut text) = (0, Vec::new());
     loop {
-        let item = tokio::select! {
+        let mut item = tokio::select! {
             item = follow.recv() => item,
             gone = closed(reader) => return gone,
         };
-        let event = |event: Arc<Record>| line(&Response::Event { event });
-        match item {
-            Ok(item) => {
-                if missed > 0 {
-                    let gap = events::gap(item.seq - 1, missed);
-                    write(writer, &event(Arc::new(gap))).await?;
-                    missed = 0;
+        text.clear();
+        // Those that came together are read together.
+        for more in (0..LINES_AT_ONCE).rev() {
+            match item {
+                Ok(event) => {
+                    if missed > 0 {
+                        let gap = Arc::new(events::gap(event.seq - 1, missed));
+                        text.extend(line(&Response::Event { event: gap }));
+                        missed = 0;
+                    }
+                    text.extend(line(&Response::Event { event }));
                 }
-                write(writer, &event(item)).await?;
+                Err(RecvError::Lagged(count)) => missed += count,
+                Err(RecvError::Closed) => {
+                    text.extend(line(&Response::End { exit: Exit::Done, message: None }));
+                    return write(writer, &text).await;
+                }
             }
-            Err(broadcast::error::RecvError::Lagged(count)) => missed += count,
-            Err(broadcast::error::RecvError::Closed) => {
-                return write(writer, &line(&Response::End { exit: Exit::Done, message: None })).await;
+            if more == 0 {
+                break;
             }
+            item = match follow.try_recv() {
+                Ok(event) => Ok(event),
+                Err(TryRecvError::Lagged(count)) => Err(RecvError::Lagged(count)),
+                Err(TryRecvError::Closed) => Err(RecvError::Closed),
+                Err(TryRecvError::Empty) => break,
+            };
         }
+        write(writer, &text).await?;
     }
 }

@@ -106,6 +106,8 @@ impl Logger {
     pub async fn flush_when_readable(&mut self) {
         let Ok(fd) = self.source.watched() else { return std::future::pending().await };
         let Ok(mut ready) = fd.readable_mut().await else { return std::future::pending().await };
+        // A message comes with an event, and nobody waits for the message.
+        tokio::task::yield_now().await;
         // Before the look: what comes during it makes it readable again.
         ready.clear_ready();
         ready.get_inner_mut().flush();

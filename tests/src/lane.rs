@@ -7,20 +7,20 @@ use std::{
 };
 
 use arpwarden_common::{golden::OUR_MAC, net::MacAddr};
-use arpwarden_tests::{
+
+use crate::{
     kernel::attach_xdp,
-    live::{cpus, pin_to, run_live},
+    live::{cpus, pin_to},
     netns::{Host, Netns, ip},
+    storm::{Frames, Generator, Sink},
     tools::run,
 };
-
-use crate::references::{Frames, Generator, Sink};
 
 /// How often the count is looked at during a run.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Two hosts at the ends of one cable with so many queues each way, and nothing on it.
-pub(crate) fn cable(queues: u8) -> (Host, Host) {
+pub fn cable(queues: u8) -> (Host, Host) {
     let host = |number: u8, mac: [u8; 6]| Host {
         ns: Netns::new(),
         mac: MacAddr::new(mac),
@@ -44,7 +44,7 @@ pub(crate) fn cable(queues: u8) -> (Host, Host) {
 
 /// Lets a host without a program of its own take what generators send: only with GRO does its end of a veth take frames that
 /// were never packets.
-pub(crate) fn takes_frames(ns: &Netns) {
+pub fn takes_frames(ns: &Netns) {
     let mut gro = ns.command("ethtool");
     gro.args(["-K", "eth0", "gro", "on"]);
     run(gro);
@@ -52,9 +52,12 @@ pub(crate) fn takes_frames(ns: &Netns) {
 
 /// Such a cable with a responder at one end. What the generator at the other end sends goes in there; what comes back is
 /// counted and dropped.
-pub(crate) struct Lane {
-    pub(crate) node: Host,
-    pub(crate) peer: Host,
+#[derive(Debug)]
+pub struct Lane {
+    /// Where the responder is.
+    pub node: Host,
+    /// Where the generator is.
+    pub peer: Host,
     sink: Sink,
     /// Attached as long as they are here.
     keep: Vec<Box<dyn Any>>,
@@ -62,34 +65,50 @@ pub(crate) struct Lane {
 
 impl Lane {
     /// One on which frames of this operation are counted when they come back.
-    pub(crate) fn new(queues: u8, operation: u16) -> Self {
+    pub fn new(queues: u8, operation: u16) -> Self {
         let (node, peer) = cable(queues);
         let sink = Sink::counting(operation);
         let link = attach_xdp(&peer.ns, "eth0", sink.program.as_fd(), true);
         Self { node, peer, sink, keep: vec![Box::new(link)] }
     }
 
+    /// Frames of that operation so far.
+    pub fn seen(&self) -> u64 {
+        self.sink.seen()
+    }
+
     /// With a native program at the node.
-    pub(crate) fn attach(&mut self, program: BorrowedFd<'_>) {
+    pub fn attach(&mut self, program: BorrowedFd<'_>) {
         let link = attach_xdp(&self.node.ns, "eth0", program, true);
         self.keep(link);
     }
 
     /// Keeps something as long as the lane.
-    pub(crate) fn keep(&mut self, thing: impl Any) {
+    pub fn keep(&mut self, thing: impl Any) {
         self.keep.push(Box::new(thing));
     }
 
     /// A generator whose frames come in at the node.
-    pub(crate) fn generator(&self, frames: Frames, addresses: u32) -> Generator {
+    pub fn generator(&self, frames: Frames, addresses: u32) -> Generator {
         let interface = self.peer.ns.index_of("eth0").expect("the peer's end");
         Generator::new(frames, addresses, interface)
+    }
+
+    /// Sends so many frames on the first of our CPUs, and comes back when the node has acted on all of them.
+    pub fn send(&self, generator: &Generator, frames: u32) {
+        self.peer.ns.enter(|| {
+            pin_to(cpus()[0]);
+            generator.run(frames);
+        });
     }
 
     /// Answers in a second, while so many frames are sent on the last of our CPUs, which does all the work. Counted
     /// between two looks while they are under way: before the first frame and after the last one the kernel takes some
     /// 20 ms to get ready and to tidy up.
-    pub(crate) fn answers(&self, generator: &Generator, frames: u32) -> f64 {
+    ///
+    /// # Panics
+    /// If the run is over before the count was looked at.
+    pub fn answers(&self, generator: &Generator, frames: u32) -> f64 {
         let cpu = *cpus().last().expect("a CPU");
         let Self { peer, sink, .. } = self;
         let mut looks = Vec::new();
@@ -97,7 +116,7 @@ impl Lane {
             let run = scope.spawn(|| {
                 peer.ns.enter(|| {
                     pin_to(cpu);
-                    run_live(generator.program.as_fd(), frames);
+                    generator.run(frames);
                 });
             });
             while !run.is_finished() {
