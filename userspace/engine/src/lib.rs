@@ -26,7 +26,7 @@ pub use action::{Action, Answer, Event, EventKind, Purpose, Reason};
 pub use address::Managed;
 pub use input::{Dice, Input, Interface, Kept, MonoTime, OnlineSpec, Owner, RequestId};
 
-use address::{Open, OpenOutcomes, Turn};
+use address::{Open, OpenOutcomes, Specs, Turn};
 use pace::{Outbox, Wish};
 
 /// All addresses of a daemon.
@@ -36,13 +36,15 @@ use pace::{Outbox, Wish};
 #[derive(Debug, Default)]
 pub struct Engine {
     links: BTreeMap<u32, Link>,
-    addresses: BTreeMap<AddressKey, Managed>,
+    /// Boxed, since a tree that grows in the order of its keys is half empty.
+    addresses: BTreeMap<AddressKey, Box<Managed>>,
     timers: BTreeSet<(MonoTime, Timer)>,
     actions: VecDeque<Action>,
     /// Commands that wait for their answer.
     requests: BTreeMap<RequestId, AddressKey>,
     tags: u64,
     open: OpenOutcomes,
+    specs: Specs,
 }
 
 /// Who wants to be called.
@@ -242,17 +244,22 @@ impl Engine {
 
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        pace::take(&mut self.actions)
     }
 
     /// All managed addresses, in the order of their keys.
     pub fn addresses(&self) -> impl Iterator<Item = (&AddressKey, &Managed)> {
-        self.addresses.iter()
+        self.addresses.iter().map(|(key, address)| (key, &**address))
+    }
+
+    /// How many addresses are managed.
+    pub fn count(&self) -> usize {
+        self.addresses.len()
     }
 
     /// A managed address.
     pub fn get(&self, key: &AddressKey) -> Option<&Managed> {
-        self.addresses.get(key)
+        self.addresses.get(key).map(|address| &**address)
     }
 
     /// Whether a command about the address waits for its answer.
@@ -375,9 +382,10 @@ impl Engine {
             requests: &mut self.requests,
             tags: &mut self.tags,
             open: &mut self.open,
+            specs: &mut self.specs,
         };
         let address = make(&mut turn);
-        self.addresses.insert(key, address);
+        self.addresses.insert(key, Box::new(address));
         self.with(now, key, dice, |_, _| ());
     }
 
@@ -426,6 +434,7 @@ impl Engine {
             requests: &mut self.requests,
             tags: &mut self.tags,
             open: &mut self.open,
+            specs: &mut self.specs,
         };
         address.heed_lease(&mut turn);
         let result = what(address, &mut turn);
@@ -441,6 +450,8 @@ impl Engine {
         }
         if address.is_gone() {
             self.addresses.remove(&key);
+        } else {
+            address.tidy();
         }
         Some(result)
     }
