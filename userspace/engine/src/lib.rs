@@ -36,8 +36,9 @@ use pace::{Outbox, Wish};
 #[derive(Debug, Default)]
 pub struct Engine {
     links: BTreeMap<u32, Link>,
-    /// Boxed, since a tree that grows in the order of its keys is half empty.
-    addresses: BTreeMap<AddressKey, Box<Managed>>,
+    addresses: BTreeMap<AddressKey, Managed>,
+    /// Of them those with which something is under way.
+    busy: usize,
     timers: BTreeSet<(MonoTime, Timer)>,
     actions: VecDeque<Action>,
     /// Commands that wait for their answer.
@@ -249,7 +250,7 @@ impl Engine {
 
     /// All managed addresses, in the order of their keys.
     pub fn addresses(&self) -> impl Iterator<Item = (&AddressKey, &Managed)> {
-        self.addresses.iter().map(|(key, address)| (key, &**address))
+        self.addresses.iter()
     }
 
     /// How many addresses are managed.
@@ -257,9 +258,20 @@ impl Engine {
         self.addresses.len()
     }
 
+    /// With how many of them something is under way: they are being claimed, announced or given up.
+    pub fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Moves the addresses together: a tree that grew in the order of its keys is half empty. For when many have come or
+    /// gone, and there is time.
+    pub fn close_ranks(&mut self) {
+        self.addresses = core::mem::take(&mut self.addresses).into_iter().collect();
+    }
+
     /// A managed address.
     pub fn get(&self, key: &AddressKey) -> Option<&Managed> {
-        self.addresses.get(key).map(|address| &**address)
+        self.addresses.get(key)
     }
 
     /// Whether a command about the address waits for its answer.
@@ -385,7 +397,8 @@ impl Engine {
             specs: &mut self.specs,
         };
         let address = make(&mut turn);
-        self.addresses.insert(key, Box::new(address));
+        self.busy += usize::from(address.is_busy());
+        self.addresses.insert(key, address);
         self.with(now, key, dice, |_, _| ());
     }
 
@@ -436,6 +449,7 @@ impl Engine {
             open: &mut self.open,
             specs: &mut self.specs,
         };
+        let was_busy = address.is_busy();
         address.heed_lease(&mut turn);
         let result = what(address, &mut turn);
         let deadline = if address.is_gone() { None } else { address.deadline() };
@@ -448,10 +462,12 @@ impl Engine {
             }
             address.armed = deadline;
         }
-        if address.is_gone() {
+        address.tidy();
+        let gone = address.is_gone();
+        self.busy += usize::from(!gone && address.is_busy());
+        self.busy -= usize::from(was_busy);
+        if gone {
             self.addresses.remove(&key);
-        } else {
-            address.tidy();
         }
         Some(result)
     }

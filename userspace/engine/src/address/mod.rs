@@ -514,6 +514,11 @@ impl Managed {
         self.trouble.tidy();
     }
 
+    /// Something is under way with it.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.work.is_usual()
+    }
+
     /// The engine drops it.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone

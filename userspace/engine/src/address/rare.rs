@@ -18,6 +18,10 @@ impl<T: Usual> Rare<T> {
         Self(None)
     }
 
+    pub(super) const fn is_usual(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Gives the room back, if it is as usual again.
     pub(super) fn tidy(&mut self) {
         if self.0.as_deref().is_some_and(|there| there == T::USUAL) {
