@@ -15,5 +15,6 @@ pub mod log;
 mod omit;
 pub mod probe;
 pub mod protocol;
+pub mod short;
 pub mod state_file;
 pub mod unload;
