@@ -10,7 +10,7 @@ mod reload;
 mod settings;
 mod start;
 
-use std::{cell::RefCell, collections::BTreeMap, io, mem, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
@@ -231,8 +231,6 @@ impl Carrier {
 struct Notes {
     /// When the first announcement of its claim left.
     announced: Option<MonoTime>,
-    /// Who was asked in its name, and when.
-    told: Option<Box<BTreeMap<Ipv4Addr, MonoTime>>>,
     /// What of its claim is no part of the engine's; `None`: as by default.
     how: Option<Arc<How>>,
     /// The configuration file says that it is to be managed.
@@ -266,11 +264,15 @@ struct Daemon {
     state: StateFile,
     notes: BTreeMap<AddressKey, Notes>,
     ways: Alike<How>,
+    /// Who was asked in the name of an address, and when.
+    told: BTreeMap<AddressKey, BTreeMap<Ipv4Addr, MonoTime>>,
     /// Their numbers in the map.
     groups: BTreeMap<GroupName, u32>,
     links: BTreeMap<u32, Link>,
     /// Where each address of this namespace is configured, with its prefix length.
     locals: BTreeMap<(Ipv4Addr, u32), u8>,
+    /// How many of those each subnet of an interface has, by index, prefix length and network.
+    subnets: BTreeMap<(u32, u8, Ipv4Addr), usize>,
     carriers: BTreeMap<u32, Carrier>,
     /// Interfaces that addresses can be on, each with the carrier that sees its frames: itself, or what a VLAN device
     /// stands on.
@@ -472,14 +474,20 @@ impl Daemon {
         /// Addresses for which it is not worth the trouble.
         const FEW: usize = 64;
         let count = self.engine.count();
-        if count.abs_diff(self.ranks) <= FEW.max(self.ranks / 8) || self.engine.busy() > count / 8 {
+        if count.abs_diff(self.ranks) <= FEW.max(self.ranks / 8) || self.engine.busy() > count / 64 {
             return;
         }
         self.ranks = count;
-        self.engine.close_ranks();
-        self.state.close_ranks();
-        self.notes = mem::take(&mut self.notes).into_iter().collect();
-        self.locals = mem::take(&mut self.locals).into_iter().collect();
+        let Self { engine, state, datapath, journal, notes, locals, .. } = self;
+        engine.close_ranks(|| {
+            state.close_ranks(|| {
+                datapath.close_ranks(|| {
+                    journal.close_ranks(|| {
+                        memory::close_ranks(notes, || memory::close_ranks(locals, memory::give_back));
+                    });
+                });
+            });
+        });
         memory::give_back();
     }
 
@@ -577,6 +585,7 @@ impl Daemon {
                         error!(address = %key.address, "taking the address out of the program's maps: {error}");
                     }
                     self.remember(key, None);
+                    self.told.remove(&key);
                     if let Some(name) = self.notes.remove(&key).and_then(|notes| notes.how().group) {
                         self.forget_empty_group(name);
                     }
@@ -617,10 +626,11 @@ impl Daemon {
         self.socket
             .send(key.interface, frame)
             .map_err(|error| format!("sending on {} failed: {error}", self.interface_name(key.interface)))?;
-        let notes = self.notes.entry(*key).or_default();
         match purpose {
-            Purpose::Announcement => _ = notes.announced.get_or_insert(now),
-            Purpose::Ask => _ = notes.told.get_or_insert_default().insert(frame.target_ip.into(), now),
+            Purpose::Announcement => {
+                self.notes.entry(*key).or_default().announced.get_or_insert(now);
+            }
+            Purpose::Ask => _ = self.told.entry(*key).or_default().insert(frame.target_ip.into(), now),
             Purpose::Probe | Purpose::Defence | Purpose::Repair => {}
         }
         Ok(())

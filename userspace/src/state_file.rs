@@ -5,7 +5,6 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{Read as _, Write as _},
-    mem,
     net::Ipv4Addr,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::PathBuf,
@@ -16,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use arpwarden_common::{abi::AddressKey, net::Vlan};
 use serde::{Deserialize, Serialize};
 
-use crate::{alike::Alike, protocol::How};
+use crate::{alike::Alike, io::memory, protocol::How};
 
 /// An address that this instance has put on an interface.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -250,11 +249,10 @@ impl StateFile {
         }])
     }
 
-    /// Moves together what is remembered of it: a tree that grew in the order of its keys is half empty.
-    pub(crate) fn close_ranks(&self) {
+    /// Moves together what is remembered of it ([`memory::close_ranks`]).
+    pub(crate) fn close_ranks(&self, meanwhile: impl FnOnce()) {
         let Left { registered, claims, .. } = &mut self.inner().now;
-        *registered = mem::take(registered).into_iter().collect();
-        *claims = mem::take(claims).into_iter().collect();
+        memory::close_ranks(registered, || memory::close_ranks(claims, meanwhile));
     }
 
     /// How the addresses are claimed that the file names.

@@ -263,10 +263,12 @@ impl Engine {
         self.busy
     }
 
-    /// Moves the addresses together: a tree that grew in the order of its keys is half empty. For when many have come or
-    /// gone, and there is time.
-    pub fn close_ranks(&mut self) {
-        self.addresses = core::mem::take(&mut self.addresses).into_iter().collect();
+    /// Moves the addresses together in memory: a tree that grew in the order of its keys is half empty. For when many have
+    /// come or gone, and there is time; `meanwhile` others can do the same.
+    pub fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
+        let all: Vec<(AddressKey, Managed)> = core::mem::take(&mut self.addresses).into_iter().collect();
+        meanwhile();
+        self.addresses = all.into_iter().collect();
     }
 
     /// A managed address.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Items for which a queue that has become empty keeps its room.
-const KEPT: usize = 64;
+const KEPT: usize = 256;
 
 /// The first of a queue. What a burst has made of its room is given back with the last one.
 pub(crate) fn take<T>(queue: &mut VecDeque<T>) -> Option<T> {

@@ -322,7 +322,7 @@ impl Daemon {
 
     /// Which other interfaces of this host would answer for an address once it is configured.
     pub(super) fn flux(&self, key: &AddressKey) -> Option<String> {
-        let elsewhere = self.locals_elsewhere(key.interface);
+        let elsewhere = self.subnets_elsewhere(key.interface);
         let others = link::siblings_that_answer(&self.links, &elsewhere, key.interface, key.address.into());
         let names: Vec<&str> = others.iter().map(|link| link.name.as_str()).collect();
         let first = names.first()?;
@@ -333,18 +333,18 @@ impl Daemon {
         ))
     }
 
-    /// What is configured on other interfaces.
-    fn locals_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
-        self.locals
-            .iter()
-            .filter(|((_, at), _)| *at != index)
-            .map(|((address, index), prefix_length)| LocalAddress {
-                index: *index,
-                address: *address,
-                prefix_length: *prefix_length,
-                protocol: None,
-            })
-            .collect()
+    /// The subnets on other interfaces, as if each had one address there: a claim of thousands of addresses asks for each
+    /// of them, and thousands may be configured.
+    fn subnets_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
+        // A single address makes no subnet.
+        let elsewhere = self.subnets.keys().filter(|(at, length, _)| *at != index && *length < 32);
+        let one_of = |(index, prefix_length, address): &(u32, u8, Ipv4Addr)| LocalAddress {
+            index: *index,
+            address: *address,
+            prefix_length: *prefix_length,
+            protocol: None,
+        };
+        elsewhere.map(one_of).collect()
     }
 
     /// Addresses with this property, in the order of their keys.
@@ -585,7 +585,7 @@ impl Daemon {
     /// Who asked lately, who was told, who has followed.
     fn askers(&self, key: &AddressKey, managed: &Managed, now: MonoTime) -> Vec<AskerStatus> {
         let followed = u32::from(managed.generation()) + 256;
-        let told = self.notes.get(key).and_then(|notes| notes.told.as_deref());
+        let told = self.told.get(key);
         let askers = self.datapath.askers(key).into_iter().map(|asker| {
             let address: Ipv4Addr = asker.address.into();
             let told = told.and_then(|told| told.get(&address)).copied();

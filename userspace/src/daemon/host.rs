@@ -2,7 +2,7 @@
 //! others do to all that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::Ipv4Addr,
     time::Duration,
 };
@@ -30,7 +30,7 @@ use crate::{
         bpf::{Mode, Presence},
         clock,
         link::{self, Link, Segment, VlanTags},
-        netlink::Change,
+        netlink::{self, Change},
     },
     protocol::How,
 };
@@ -759,9 +759,23 @@ impl Daemon {
     /// Notes that an address is on an interface with this prefix length, or no more.
     fn set_local(&mut self, address: Ipv4Addr, index: u32, prefix_length: Option<u8>) {
         let before = self.is_local(address);
-        match prefix_length {
-            Some(length) => _ = self.locals.insert((address, index), length),
-            None => _ = self.locals.remove(&(address, index)),
+        let former = match prefix_length {
+            Some(length) => self.locals.insert((address, index), length),
+            None => self.locals.remove(&(address, index)),
+        };
+        if former != prefix_length {
+            let subnet = |length| (index, length, netlink::first_address(address, length));
+            if let Some(length) = former
+                && let Entry::Occupied(mut count) = self.subnets.entry(subnet(length))
+            {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+            if let Some(length) = prefix_length {
+                *self.subnets.entry(subnet(length)).or_default() += 1;
+            }
         }
         let local = self.is_local(address);
         if local != before && !self.observe {
@@ -785,12 +799,8 @@ impl Daemon {
     pub(super) async fn resync_addresses(&mut self) -> Result<(), Stop> {
         let now = self.netlink.addresses().await.map_err(Stop::failed)?;
         let there: BTreeSet<(Ipv4Addr, u32)> = now.iter().map(|local| (local.address, local.index)).collect();
-        let gone: Vec<(Ipv4Addr, u32)> = self
-            .locals
-            .keys()
-            .copied()
-            .filter(|place| !there.contains(place))
-            .collect();
+        let gone: Vec<(Ipv4Addr, u32)> =
+            self.locals.keys().copied().filter(|place| !there.contains(place)).collect();
         for (address, index) in gone {
             self.set_local(address, index, None);
         }

@@ -17,7 +17,7 @@ use crate::{
 
 impl Managed {
     pub(crate) fn online(&mut self, request: RequestId, spec: OnlineSpec, turn: &mut Turn<'_>) {
-        let same = self.spec().is_some_and(|present| same_claim(&present, &spec));
+        let same = self.spec().is_some_and(|present| same_claim(present, &spec));
         let unclaimed = match self.state {
             State::Watched => true,
             State::Refused | State::Lost => !self.is_awaited(),

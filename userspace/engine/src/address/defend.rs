@@ -34,7 +34,9 @@ impl Managed {
         match self.trouble.defence {
             // It leaves after this claim and answers it too.
             Defence::Queued { .. } => self.trouble.defence = Defence::Queued { claimant },
-            Defence::Due { due, .. } if due > turn.now => self.trouble.defence = Defence::Due { claimant, due },
+            Defence::Due { due, .. } if due > turn.now => {
+                self.trouble.defence = Defence::Due { claimant, due }
+            }
             Defence::None | Defence::Flying { .. } | Defence::Due { .. } => {
                 match self.trouble.defended.permit(turn.now, turn.interface.moves) {
                     Permit::Now => {
@@ -124,7 +126,9 @@ impl Managed {
         match self.trouble.defence {
             // Its outcome will tell: of the two only one has left.
             Defence::Flying { .. } => {}
-            Defence::None | Defence::Queued { .. } | Defence::Due { .. } => self.trouble.defence = Defence::None,
+            Defence::None | Defence::Queued { .. } | Defence::Due { .. } => {
+                self.trouble.defence = Defence::None
+            }
         }
         self.trouble.challenger = None;
         let (claimant, own_mac) = (sighting.claimant, self.word.mac());

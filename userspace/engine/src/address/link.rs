@@ -63,7 +63,8 @@ impl Managed {
     pub(super) fn link_down(&mut self, turn: &mut Turn<'_>) {
         match self.state {
             State::Announcing | State::Online | State::Contested => {
-                let (window, question) = (self.work.window != Window::None, self.work.question != Question::None);
+                let (window, question) =
+                    (self.work.window != Window::None, self.work.question != Question::None);
                 self.resume = Resume::Announce { window, question };
                 self.step(State::Suspended, Reason::LinkDown, turn);
                 self.outlasts(turn);

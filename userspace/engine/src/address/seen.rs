@@ -90,7 +90,9 @@ impl Managed {
     pub(super) fn tell_conflict(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         self.trouble.conflicts = self.trouble.conflicts.saturating_add(sighting.count);
         let loud = match sighting.kind {
-            SightingKind::Claim | SightingKind::Flood => self.trouble.loudness.add(sighting.at, sighting.count),
+            SightingKind::Claim | SightingKind::Flood => {
+                self.trouble.loudness.add(sighting.at, sighting.count)
+            }
             SightingKind::Probe | SightingKind::Echo { .. } => self.trouble.loudness.is_loud(sighting.at),
         };
         if sighting.kind == SightingKind::Flood {

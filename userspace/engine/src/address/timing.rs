@@ -47,8 +47,11 @@ impl Managed {
             Doubt::None => None,
             Doubt::Removed(until) | Doubt::Added(until) => Some(until),
         };
-        let plan =
-            if self.state == State::Announcing { self.work.plan.as_ref().and_then(Plan::deadline) } else { None };
+        let plan = if self.state == State::Announcing {
+            self.work.plan.as_ref().and_then(Plan::deadline)
+        } else {
+            None
+        };
         let question = match self.work.question {
             Question::Due { due } => Some(due),
             Question::None | Question::Wanted | Question::Queued | Question::Flying { .. } => None,

@@ -23,7 +23,7 @@ use aya::{
 use tracing::warn;
 
 use super::{
-    super::{clock, link::Segment},
+    super::{clock, link::Segment, memory},
     Datapath,
     error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
     pins::Pins,
@@ -460,6 +460,11 @@ impl Datapath {
         let mut askers: Vec<_> = askers.into_iter().filter(|asker| !asker.mac.is_zero()).collect();
         askers.sort_by_key(|asker| std::cmp::Reverse(asker.seen_ns));
         askers
+    }
+
+    /// Moves together what is remembered of the addresses ([`memory::close_ranks`]).
+    pub fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
+        memory::close_ranks(&mut self.installed, meanwhile);
     }
 
     /// Makes the program forget an address; done already if it doesn't know it.
