@@ -416,6 +416,8 @@ fn start_is_refused(net: &Net, node: &Node, address: Ipv4Addr, words: &[&str]) {
     let host = node.host;
     let before = (snapshot(&host.ns), program_of(host), pinned_files(&node.pins()));
     let flood = Flood::start(net.host(1), &[address], ms(1), [net.tap(0)]);
+    // A start that is refused may take less than a millisecond.
+    wait_for("the first request", ms(2_000), || (flood.sent() > 0).then_some(()));
     let mut done = node.cli(&[&["run"], NATIVE].concat()).expect(1);
     for word in words {
         done = done.naming(word);

@@ -10,7 +10,7 @@ mod reload;
 mod settings;
 mod start;
 
-use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
@@ -27,6 +27,7 @@ use tokio::{signal::unix::Signal, sync::mpsc};
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    alike::Alike,
     cli, client,
     config::Config,
     events::{Journal, vlan_ids},
@@ -39,6 +40,7 @@ use crate::{
         control::{Command, Reply},
         dice::KernelDice,
         link::{self, DisabledOffload, Link, VlanTags},
+        memory,
         netlink::{Changes, Netlink, PIPELINED},
     },
     protocol::{GroupName, How, Response},
@@ -229,12 +231,16 @@ impl Carrier {
 struct Notes {
     /// When the first announcement of its claim left.
     announced: Option<MonoTime>,
-    /// Who was asked in its name, and when.
-    told: BTreeMap<Ipv4Addr, MonoTime>,
-    /// What of its claim is no part of the engine's.
-    how: How,
+    /// What of its claim is no part of the engine's; `None`: as by default.
+    how: Option<Arc<How>>,
     /// The configuration file says that it is to be managed.
     from_file: bool,
+}
+
+impl Notes {
+    fn how(&self) -> How {
+        self.how.as_deref().copied().unwrap_or_default()
+    }
 }
 
 /// How a run ended well.
@@ -257,11 +263,16 @@ struct Daemon {
     journal: Journal,
     state: StateFile,
     notes: BTreeMap<AddressKey, Notes>,
+    ways: Alike<How>,
+    /// Who was asked in the name of an address, and when.
+    told: BTreeMap<AddressKey, BTreeMap<Ipv4Addr, MonoTime>>,
     /// Their numbers in the map.
     groups: BTreeMap<GroupName, u32>,
     links: BTreeMap<u32, Link>,
-    /// Where each address of this namespace is configured.
-    locals: BTreeMap<Ipv4Addr, BTreeMap<u32, u8>>,
+    /// Where each address of this namespace is configured, with its prefix length.
+    locals: BTreeMap<(Ipv4Addr, u32), u8>,
+    /// How many of those each subnet of an interface has, by index, prefix length and network.
+    subnets: BTreeMap<(u32, u8, Ipv4Addr), usize>,
     carriers: BTreeMap<u32, Carrier>,
     /// Interfaces that addresses can be on, each with the carrier that sees its frames: itself, or what a VLAN device
     /// stands on.
@@ -274,9 +285,13 @@ struct Daemon {
     beat: MonoTime,
     /// [`clock::slept_ns`] at that time.
     slept: u64,
-    orders: mpsc::UnboundedSender<(Order, String)>,
+    orders: mpsc::UnboundedSender<(Order, Arc<str>)>,
+    /// Of the interfaces in orders.
+    names: Alike<str>,
     pending: BTreeMap<RequestId, Pending>,
     next_request: u64,
+    /// Of how many addresses what is remembered was moved together last.
+    ranks: usize,
     /// Groups that are being brought online, each all or none.
     joint: BTreeMap<GroupName, JointClaim>,
     /// What a changed file asks for, while it waits for what had to be given up first.
@@ -397,12 +412,13 @@ impl Daemon {
                 tokio::task::yield_now().await;
                 self.journal.log();
             }
+            self.close_ranks();
             if self.keeping {
-                info!(addresses = self.engine.addresses().count(), "ending; everything is left as it is");
+                info!(addresses = self.engine.count(), "ending; everything is left as it is");
                 return Ok(Ended::Kept);
             }
             if self.ending {
-                let left = self.engine.addresses().count();
+                let left = self.engine.count();
                 if left < still_there {
                     still_there = left;
                     give_up_at = Some(clock::now().after(END_PATIENCE));
@@ -458,6 +474,28 @@ impl Daemon {
         self.finish()
     }
 
+    /// Moves together what is remembered of each address when many have come or gone and it has become quiet.
+    fn close_ranks(&mut self) {
+        /// Addresses for which it is not worth the trouble.
+        const FEW: usize = 64;
+        let count = self.engine.count();
+        if count.abs_diff(self.ranks) <= FEW.max(self.ranks / 8) || self.engine.busy() > count / 64 {
+            return;
+        }
+        self.ranks = count;
+        let Self { engine, state, datapath, journal, notes, locals, .. } = self;
+        engine.close_ranks(|| {
+            state.close_ranks(|| {
+                datapath.close_ranks(|| {
+                    journal.close_ranks(|| {
+                        memory::close_ranks(notes, || memory::close_ranks(locals, memory::give_back));
+                    });
+                });
+            });
+        });
+        memory::give_back();
+    }
+
     fn end(&mut self, why: &str) {
         if self.ending {
             return;
@@ -468,7 +506,7 @@ impl Daemon {
             self.keeping = true;
             return;
         }
-        info!(addresses = self.engine.addresses().count(), "ending: {why}; releasing everything");
+        info!(addresses = self.engine.count(), "ending: {why}; releasing everything");
         self.ending = true;
         self.awaited.clear();
         let keys: Vec<AddressKey> = self.engine.addresses().map(|(key, _)| *key).collect();
@@ -552,7 +590,8 @@ impl Daemon {
                         error!(address = %key.address, "taking the address out of the program's maps: {error}");
                     }
                     self.remember(key, None);
-                    if let Some(Notes { how: How { group: Some(name), .. }, .. }) = self.notes.remove(&key) {
+                    self.told.remove(&key);
+                    if let Some(name) = self.notes.remove(&key).and_then(|notes| notes.how().group) {
                         self.forget_empty_group(name);
                     }
                 }
@@ -592,13 +631,21 @@ impl Daemon {
         self.socket
             .send(key.interface, frame)
             .map_err(|error| format!("sending on {} failed: {error}", self.interface_name(key.interface)))?;
-        let notes = self.notes.entry(*key).or_default();
         match purpose {
-            Purpose::Announcement => _ = notes.announced.get_or_insert(now),
-            Purpose::Ask => _ = notes.told.insert(frame.target_ip.into(), now),
+            Purpose::Announcement => {
+                self.notes.entry(*key).or_default().announced.get_or_insert(now);
+            }
+            Purpose::Ask => _ = self.told.entry(*key).or_default().insert(frame.target_ip.into(), now),
             Purpose::Probe | Purpose::Defence | Purpose::Repair => {}
         }
         Ok(())
+    }
+
+    /// Notes how an address is claimed.
+    fn note(&mut self, key: AddressKey, how: How, from_file: bool) {
+        let how = self.ways.share(how);
+        let notes = self.notes.entry(key).or_default();
+        (notes.how, notes.from_file) = (Some(how), from_file);
     }
 
     /// Writes down how an address is claimed.
@@ -608,7 +655,7 @@ impl Daemon {
         }
         let claimed = spec.map(|spec| {
             let (flags, from_file) =
-                self.notes.get(&key).map(|notes| (notes.how, notes.from_file)).unwrap_or_default();
+                self.notes.get(&key).map(|notes| (notes.how(), notes.from_file)).unwrap_or_default();
             let How { allow_flux, blackhole_ok, group, .. } = flags;
             Claimed {
                 prefix_length: spec.prefix_length,
@@ -630,7 +677,8 @@ impl Daemon {
         }
         // The engine has at most one order out for each address, so the channel is bounded by the maps' capacity; the
         // other side ends with this one.
-        let _ = self.orders.send((order, self.interface_name(key.interface)));
+        let name = self.names.share(self.interface_name(key.interface));
+        let _ = self.orders.send((order, name));
     }
 
     fn interface_name(&self, index: u32) -> String {

@@ -1,6 +1,6 @@
 //! What happened, as one JSON object a line and as one line of words.
 
-use std::{collections::VecDeque, fmt::Write as _, net::Ipv4Addr, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, fmt::Write as _, net::Ipv4Addr, sync::Arc};
 
 use arpwarden_common::{
     net::{MacAddr, Vlan},
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tracing::{debug, info, warn};
 
-use crate::io::clock;
+use crate::{alike::Alike, io::clock, short::Short};
 
 /// Events that the daemon remembers, and that a reader may be behind before it loses some. An event is some
 /// 300 bytes, so this is a third of a megabyte; at 64 claimants a minute it is the last quarter of an hour of
@@ -23,47 +23,49 @@ const RECENT: usize = 1024;
 
 /// Events that may wait to be logged: those that one look at the ring can lead to.
 const UNLOGGED: usize = 64;
+/// A word of an event: one of ours, or what was read.
+pub type Word = Cow<'static, str>;
 
 /// An event as `events --json` prints it. Fields that do not apply are left out.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
     /// RFC 3339, UTC, nanoseconds.
-    pub time: String,
+    pub time: Short,
     /// From 1 in each run of the daemon.
     pub seq: u64,
     /// Name of the event.
-    pub event: String,
+    pub event: Word,
     /// Bare address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
     /// Name of the interface.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub interface: Option<String>,
+    pub interface: Option<Arc<str>>,
     /// VLAN ids, outermost first, 0 left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlan: Option<Vec<u16>>,
     /// State before; left out for an address that was not managed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub from: Option<String>,
+    pub from: Option<Word>,
     /// State after; left out for an address that is managed no more.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<String>,
+    pub to: Option<Word>,
     /// MAC of the claimant, prober or owner.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub claimant: Option<String>,
+    pub claimant: Option<Short>,
     /// Ethernet source of its frame.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ethernet_source: Option<String>,
+    pub ethernet_source: Option<Short>,
     /// The MAC that this host answers with.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub own_mac: Option<String>,
+    pub own_mac: Option<Short>,
     /// `request` or `reply`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub operation: Option<String>,
+    pub operation: Option<Word>,
     /// `probe`, `announcement`, `request` or `reply`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub form: Option<String>,
+    pub form: Option<Word>,
     /// Frames that the event stands for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
@@ -72,7 +74,11 @@ pub struct Record {
     pub kernel_time_ns: Option<u64>,
     /// Why.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub reason: Option<Word>,
+}
+
+fn mac(mac: MacAddr) -> Short {
+    Short::new(&mac.to_string())
 }
 
 /// VLAN ids, outermost first, 0 left out.
@@ -82,33 +88,33 @@ pub fn vlan_ids(vlan: Vlan) -> Vec<u16> {
 
 impl Record {
     fn claimant(mut self, claimant: &Claimant) -> Self {
-        self.claimant = Some(claimant.mac.to_string());
-        self.ethernet_source = Some(claimant.ethernet_source.to_string());
+        self.claimant = Some(mac(claimant.mac));
+        self.ethernet_source = Some(mac(claimant.ethernet_source));
         self
     }
 
     fn sighting(self, sighting: &Sighting) -> Self {
         let operation = if sighting.operation == arp::REPLY { "reply" } else { "request" };
         let mut record = self.claimant(&sighting.claimant);
-        record.operation = Some(operation.to_owned());
-        record.form = Some(sighting.form.name().to_owned());
+        record.operation = Some(operation.into());
+        record.form = Some(sighting.form.name().into());
         record.count = Some(sighting.count);
         record.kernel_time_ns = Some(sighting.at.0);
         record
     }
 
-    fn named(mut self, event: &str) -> Self {
-        self.event = event.to_owned();
+    fn named(mut self, event: impl Into<Word>) -> Self {
+        self.event = event.into();
         self
     }
 
-    fn reason(mut self, reason: &str) -> Self {
-        self.reason = Some(reason.to_owned());
+    fn reason(mut self, reason: impl Into<Word>) -> Self {
+        self.reason = Some(reason.into());
         self
     }
 
-    fn own_mac(mut self, mac: MacAddr) -> Self {
-        self.own_mac = Some(mac.to_string());
+    fn own_mac(mut self, own: MacAddr) -> Self {
+        self.own_mac = Some(mac(own));
         self
     }
 
@@ -118,17 +124,17 @@ impl Record {
     }
 
     /// The record of an engine event; `None` for what only the log tells.
-    fn of(event: &Event, interface: &str, vlan: Vec<u16>) -> Option<Self> {
+    fn of(event: &Event, interface: Arc<str>, vlan: Vec<u16>) -> Option<Self> {
         let base = Self {
             address: Some(event.key.address.into()),
-            interface: Some(interface.to_owned()),
+            interface: Some(interface),
             vlan: Some(vlan),
             ..Self::default()
         };
         Some(match &event.kind {
             EventKind::State { from, to, reason } => Self {
-                from: from.map(|state| state.name().to_owned()),
-                to: to.map(|state| state.name().to_owned()),
+                from: from.map(|state| state.name().into()),
+                to: to.map(|state| state.name().into()),
                 ..base.named("state").reason(reason.name())
             },
             EventKind::Conflict { sighting, loud } => {
@@ -167,7 +173,7 @@ impl Record {
 
     /// The same in words, without time and number.
     pub fn words(&self) -> String {
-        let mut text = self.event.clone();
+        let mut text = String::from(&*self.event);
         let mut put = |name: &str, value: Option<&dyn std::fmt::Display>| {
             if let Some(value) = value {
                 // Writing to a String cannot fail.
@@ -182,22 +188,17 @@ impl Record {
             put("vlan", Some(&ids));
         }
         if self.event == "state" {
-            let state = |state: &Option<String>| state.clone().unwrap_or_else(|| "unmanaged".to_owned());
+            let state = |state: &Option<Word>| state.clone().unwrap_or("unmanaged".into());
             put("from", Some(&state(&self.from)));
             put("to", Some(&state(&self.to)));
         }
-        for (name, value) in [
-            ("claimant", &self.claimant),
-            ("ethernet_source", &self.ethernet_source),
-            ("own_mac", &self.own_mac),
-            ("operation", &self.operation),
-            ("form", &self.form),
-        ] {
-            // The Ethernet source is worth its room only where it is another one.
-            if name != "ethernet_source" || value != &self.claimant {
-                put(name, value.as_ref().map(|v| v as _));
-            }
-        }
+        put("claimant", self.claimant.as_ref().map(|v| v as _));
+        // The Ethernet source is worth its room only where it is another one.
+        let source = self.ethernet_source.as_ref().filter(|source| self.claimant.as_ref() != Some(*source));
+        put("ethernet_source", source.map(|v| v as _));
+        put("own_mac", self.own_mac.as_ref().map(|v| v as _));
+        put("operation", self.operation.as_ref().map(|v| v as _));
+        put("form", self.form.as_ref().map(|v| v as _));
         put("count", self.count.as_ref().map(|v| v as _));
         put("reason", self.reason.as_ref().map(|v| v as _));
         text
@@ -210,12 +211,14 @@ pub struct Journal {
     recent: VecDeque<Arc<Record>>,
     followers: broadcast::Sender<Arc<Record>>,
     unlogged: Vec<Arc<Record>>,
+    /// Of interfaces.
+    names: Alike<str>,
 }
 
 impl Default for Journal {
     fn default() -> Self {
         let (followers, _) = broadcast::channel(RECENT);
-        Self { seq: 0, recent: VecDeque::new(), followers, unlogged: Vec::new() }
+        Self { seq: 0, recent: VecDeque::new(), followers, unlogged: Vec::new(), names: Alike::default() }
     }
 }
 
@@ -226,31 +229,38 @@ impl Journal {
             self.log();
             warn!(address = %event.key.address, interface, "{what}");
         }
+        let interface = self.names.share(interface);
         if let Some(record) = Record::of(event, interface, vlan) {
             self.take(record);
         }
     }
 
     /// Takes an event of a link, with its new MAC or with a reason where there is one.
-    pub fn link(&mut self, event: &str, interface: &str, own_mac: Option<MacAddr>, reason: Option<&str>) {
+    pub fn link(
+        &mut self,
+        event: &'static str,
+        interface: &str,
+        own_mac: Option<MacAddr>,
+        reason: Option<&str>,
+    ) {
         let record = Record {
-            interface: Some(interface.to_owned()),
-            own_mac: own_mac.map(|mac| mac.to_string()),
-            reason: reason.map(str::to_owned),
+            interface: Some(self.names.share(interface)),
+            own_mac: own_mac.map(mac),
+            reason: reason.map(|reason| Word::Owned(reason.to_owned())),
             ..Record::default()
         };
         self.take(record.named(event));
     }
 
     /// Takes an event of the netlink watch.
-    pub fn resynchronized(&mut self, reason: &str) {
+    pub fn resynchronized(&mut self, reason: &'static str) {
         self.take(Record::default().named("resync").reason(reason));
     }
 
     fn take(&mut self, mut record: Record) {
         self.seq += 1;
         record.seq = self.seq;
-        record.time = clock::wall_time_rfc3339_ns();
+        record.time = Short::new(&clock::wall_time_rfc3339_ns());
         let record = Arc::new(record);
         if self.recent.len() == RECENT {
             self.recent.pop_front();
@@ -273,7 +283,7 @@ impl Journal {
     /// events is to be served before.
     pub fn log(&mut self) {
         for record in self.unlogged.drain(..) {
-            match record.event.as_str() {
+            match &*record.event {
                 "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed"
                 | "address_added" | "lease_expired" | "link_down" | "program_missing" | "resync" => {
                     warn!("{}", record.words());
@@ -282,6 +292,14 @@ impl Journal {
                 _ => info!("{}", record.words()),
             }
         }
+    }
+
+    /// Moves what is remembered together in memory ([`crate::io::memory::close_ranks`]).
+    pub(crate) fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
+        self.log();
+        let all: Vec<Record> = self.recent.drain(..).map(Arc::unwrap_or_clone).collect();
+        meanwhile();
+        self.recent.extend(all.into_iter().map(Arc::new));
     }
 
     /// The recent past, and what follows without a gap.
@@ -298,7 +316,8 @@ impl Drop for Journal {
 
 /// What a reader is told that fell behind: `count` events are gone, the last of them is `last_missed`.
 pub fn gap(last_missed: u64, count: u64) -> Record {
-    let record = Record { time: clock::wall_time_rfc3339_ns(), seq: last_missed, ..Record::default() };
+    let time = Short::new(&clock::wall_time_rfc3339_ns());
+    let record = Record { time, seq: last_missed, ..Record::default() };
     record.named("event_gap").count(count)
 }
 

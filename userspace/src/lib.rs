@@ -1,6 +1,7 @@
 //! The daemon and the command line of arpwarden, as a library so that tests and benchmarks use the same parts.
 
 pub mod address;
+mod alike;
 pub mod cli;
 pub mod client;
 pub mod config;
@@ -14,5 +15,6 @@ pub mod log;
 mod omit;
 pub mod probe;
 pub mod protocol;
+pub mod short;
 pub mod state_file;
 pub mod unload;

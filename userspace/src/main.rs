@@ -9,6 +9,7 @@ use arpwarden::{
     daemon,
     exit::Exit,
     instance::Instance,
+    io::memory,
     log, probe, unload,
 };
 use clap::{CommandFactory as _, Parser as _};
@@ -77,6 +78,7 @@ fn run(instance: &Instance, arguments: &arpwarden::cli::Run, verbose: u8) -> Res
         Some(path) => Config::load(path).map_err(|error| daemon::Stop::new(Exit::Usage, error.into()))?,
         None => Config::default(),
     };
+    memory::keep_little();
     let (guard, level) = log::start(verbose, config.daemon.log.unwrap_or_default())?;
     let result = runtime()?.block_on(daemon::run(instance.clone(), arguments, config, level));
     drop(guard);

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{address::Cidr, events::Record, exit::Exit};
 
-/// The longest request line in bytes: 20,000 addresses fit.
-pub const MAX_REQUEST: usize = 1 << 20;
+/// The longest request line in bytes: 190,000 addresses fit.
+pub const MAX_REQUEST: usize = 1 << 22;
 
 /// What a client asks for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

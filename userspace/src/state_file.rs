@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use arpwarden_common::{abi::AddressKey, net::Vlan};
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::How;
+use crate::{alike::Alike, io::memory, protocol::How};
 
 /// An address that this instance has put on an interface.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -24,7 +24,7 @@ pub struct Registered {
     /// Index of the interface.
     pub index: u32,
     /// Its name then.
-    pub interface: String,
+    pub interface: Arc<str>,
     /// The address.
     pub address: Ipv4Addr,
     /// 1..=32.
@@ -107,29 +107,37 @@ enum Line {
 }
 
 /// What an earlier run has left.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Left {
-    registered: BTreeMap<(u32, Ipv4Addr, u8), Registered>,
-    claims: BTreeMap<Place, Claimed>,
+    /// With the names of their interfaces.
+    registered: BTreeMap<(u32, Ipv4Addr, u8), Arc<str>>,
+    claims: BTreeMap<Place, Arc<Claimed>>,
+    names: Alike<str>,
+    ways: Alike<Claimed>,
 }
 
 impl Left {
     /// What it put, or was about to put, on interfaces, and has not taken off.
-    pub fn registered(&self) -> impl Iterator<Item = &Registered> {
-        self.registered.values()
+    pub fn registered(&self) -> impl Iterator<Item = Registered> {
+        self.registered.iter().map(|((index, address, prefix_length), name)| Registered {
+            index: *index,
+            interface: Arc::clone(name),
+            address: *address,
+            prefix_length: *prefix_length,
+        })
     }
 
     /// How it claimed an address.
     pub fn claimed(&self, key: &AddressKey) -> Option<Claimed> {
-        self.claims.get(&(*key).into()).copied()
+        self.claims.get(&(*key).into()).map(|claimed| **claimed)
     }
 
     /// The prefix length with which it put the address on its interface, if it did.
     pub fn prefix_length(&self, key: &AddressKey) -> Option<u8> {
         let address = key.address.into();
         let first = (key.interface, address, 0);
-        let (_, found) = self.registered.range(first..=(key.interface, address, u8::MAX)).next()?;
-        Some(found.prefix_length)
+        let ((_, _, found), _) = self.registered.range(first..=(key.interface, address, u8::MAX)).next()?;
+        Some(*found)
     }
 
     /// Nothing.
@@ -141,17 +149,20 @@ impl Left {
         // The name is for people: an interface may be renamed while the address is on it.
         let at = |entry: &Registered| (entry.index, entry.address, entry.prefix_length);
         match line {
-            Line::Add(entry) => _ = self.registered.insert(at(&entry), entry),
+            Line::Add(entry) => {
+                let name = self.names.share(entry.interface.clone());
+                self.registered.insert(at(&entry), name);
+            }
             Line::Remove(entry) => _ = self.registered.remove(&at(&entry)),
-            Line::Claim { place, claimed } => _ = self.claims.insert(place, claimed),
+            Line::Claim { place, claimed } => _ = self.claims.insert(place, self.ways.share(claimed)),
             Line::Forget(place) => _ = self.claims.remove(&place),
         }
     }
 
     fn lines(&self) -> impl Iterator<Item = Line> {
         let claims =
-            self.claims.iter().map(|(place, claimed)| Line::Claim { place: *place, claimed: *claimed });
-        self.registered.values().cloned().map(Line::Add).chain(claims)
+            self.claims.iter().map(|(place, claimed)| Line::Claim { place: *place, claimed: **claimed });
+        self.registered().map(Line::Add).chain(claims)
     }
 }
 
@@ -236,6 +247,12 @@ impl StateFile {
             Some(claimed) => Line::Claim { place, claimed },
             None => Line::Forget(place),
         }])
+    }
+
+    /// Moves together what is remembered of it ([`memory::close_ranks`]).
+    pub(crate) fn close_ranks(&self, meanwhile: impl FnOnce()) {
+        let Left { registered, claims, .. } = &mut self.inner().now;
+        memory::close_ranks(registered, || memory::close_ranks(claims, meanwhile));
     }
 
     /// How the addresses are claimed that the file names.
@@ -347,7 +364,7 @@ mod tests {
     fn entry(last: u8) -> Registered {
         Registered {
             index: 2,
-            interface: "eth0".to_owned(),
+            interface: "eth0".into(),
             address: Ipv4Addr::new(192, 0, 2, last),
             prefix_length: 24,
         }
@@ -370,7 +387,7 @@ mod tests {
     }
 
     fn registered(text: &str) -> Vec<Registered> {
-        leftovers(text, &here(), |_| true).unwrap().registered().cloned().collect()
+        leftovers(text, &here(), |_| true).unwrap().registered().collect()
     }
 
     #[test]
@@ -392,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_renamed_interface_does_not_hide_that_an_address_is_gone() {
-        let renamed = Registered { interface: "uplink".to_owned(), ..entry(1) };
+        let renamed = Registered { interface: "uplink".into(), ..entry(1) };
         assert_eq!(registered(&text(&here(), &[Line::Add(entry(1)), Line::Remove(renamed)])), []);
     }
 
@@ -441,6 +458,6 @@ mod tests {
         let (_, left) = StateFile::open(path.clone()).unwrap();
         fs::remove_file(&path).unwrap();
         assert_eq!(left.claimed(&key(1)), Some(claimed(2 * SPARE_LINES as u64 - 1)));
-        assert_eq!(left.registered().cloned().collect::<Vec<_>>(), [entry(1)]);
+        assert_eq!(left.registered().collect::<Vec<_>>(), [entry(1)]);
     }
 }

@@ -44,7 +44,7 @@ async fn unload(instance: &Instance) -> Result<String, Stop> {
     if let Err(error) = pins.silence() {
         complain(format_args!("{:#}; going on without", anyhow::Error::from(error)));
     }
-    let removed = remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
+    let removed = remove_leftovers(&netlink, &state, left.registered()).await?;
     pins.unload().map_err(Stop::failed)?;
     lock.remove()?;
     let taken_off = match removed.len() {

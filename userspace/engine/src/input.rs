@@ -242,6 +242,8 @@ pub enum Pace {
     Plain,
     /// 10 frames a second, below the 15 at which inspecting switches shut a port.
     Inspected,
+    /// As fast as the interface takes them: for tests, and for a segment that carries nothing else.
+    Unlimited,
 }
 
 /// Defences of an address allowed in any window of this length.

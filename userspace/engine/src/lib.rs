@@ -26,7 +26,7 @@ pub use action::{Action, Answer, Event, EventKind, Purpose, Reason};
 pub use address::Managed;
 pub use input::{Dice, Input, Interface, Kept, MonoTime, OnlineSpec, Owner, RequestId};
 
-use address::{Open, OpenOutcomes, Turn};
+use address::{Open, OpenOutcomes, Specs, Turn};
 use pace::{Outbox, Wish};
 
 /// All addresses of a daemon.
@@ -37,12 +37,15 @@ use pace::{Outbox, Wish};
 pub struct Engine {
     links: BTreeMap<u32, Link>,
     addresses: BTreeMap<AddressKey, Managed>,
+    /// Of them those with which something is under way.
+    busy: usize,
     timers: BTreeSet<(MonoTime, Timer)>,
     actions: VecDeque<Action>,
     /// Commands that wait for their answer.
     requests: BTreeMap<RequestId, AddressKey>,
     tags: u64,
     open: OpenOutcomes,
+    specs: Specs,
 }
 
 /// Who wants to be called.
@@ -242,12 +245,30 @@ impl Engine {
 
     /// The next action, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        pace::take(&mut self.actions)
     }
 
     /// All managed addresses, in the order of their keys.
     pub fn addresses(&self) -> impl Iterator<Item = (&AddressKey, &Managed)> {
         self.addresses.iter()
+    }
+
+    /// How many addresses are managed.
+    pub fn count(&self) -> usize {
+        self.addresses.len()
+    }
+
+    /// With how many of them something is under way: they are being claimed, announced or given up.
+    pub fn busy(&self) -> usize {
+        self.busy
+    }
+
+    /// Moves the addresses together in memory: a tree that grew in the order of its keys is half empty. For when many have
+    /// come or gone, and there is time; `meanwhile` others can do the same.
+    pub fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
+        let all: Vec<(AddressKey, Managed)> = core::mem::take(&mut self.addresses).into_iter().collect();
+        meanwhile();
+        self.addresses = all.into_iter().collect();
     }
 
     /// A managed address.
@@ -375,8 +396,10 @@ impl Engine {
             requests: &mut self.requests,
             tags: &mut self.tags,
             open: &mut self.open,
+            specs: &mut self.specs,
         };
         let address = make(&mut turn);
+        self.busy += usize::from(address.is_busy());
         self.addresses.insert(key, address);
         self.with(now, key, dice, |_, _| ());
     }
@@ -426,7 +449,9 @@ impl Engine {
             requests: &mut self.requests,
             tags: &mut self.tags,
             open: &mut self.open,
+            specs: &mut self.specs,
         };
+        let was_busy = address.is_busy();
         address.heed_lease(&mut turn);
         let result = what(address, &mut turn);
         let deadline = if address.is_gone() { None } else { address.deadline() };
@@ -439,7 +464,11 @@ impl Engine {
             }
             address.armed = deadline;
         }
-        if address.is_gone() {
+        address.tidy();
+        let gone = address.is_gone();
+        self.busy += usize::from(!gone && address.is_busy());
+        self.busy -= usize::from(was_busy);
+        if gone {
             self.addresses.remove(&key);
         }
         Some(result)

@@ -22,13 +22,16 @@ pub(crate) enum Permit {
 }
 
 /// When an address was defended.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Defences {
     /// Oldest first.
     left: VecDeque<MonoTime>,
 }
 
 impl Defences {
+    /// Never.
+    pub(crate) const NONE: Self = Self { left: VecDeque::new() };
+
     /// Whether one may leave at `now`.
     pub(crate) fn permit(&self, now: MonoTime, budget: Option<MoveBudget>) -> Permit {
         if let Some(last) = self.left.back()
@@ -87,13 +90,16 @@ impl Defences {
 }
 
 /// How often an address was put back on its interface lately.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Restorations {
     /// Oldest first.
     done: VecDeque<MonoTime>,
 }
 
 impl Restorations {
+    /// Never.
+    pub(crate) const NONE: Self = Self { done: VecDeque::new() };
+
     /// Counts one at `now`; false if there were [`RESTORATIONS`] in [`RESTORATIONS_WINDOW`] already.
     pub(crate) fn allow(&mut self, now: MonoTime) -> bool {
         self.done.retain(|earlier| now.since(*earlier) < RESTORATIONS_WINDOW);
@@ -106,13 +112,16 @@ impl Restorations {
 }
 
 /// Tells when claims are so many that somebody should be woken.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Loudness {
     /// The latest claims, oldest first; one more than the bound is enough to know.
     latest: VecDeque<MonoTime>,
 }
 
 impl Loudness {
+    /// No claims.
+    pub(crate) const NONE: Self = Self { latest: VecDeque::new() };
+
     /// Adds `count` claims seen at `at`; true if more than [`LOUD_CLAIMS`] came in [`LOUD_WINDOW`].
     pub(crate) fn add(&mut self, at: MonoTime, count: u64) -> bool {
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(LOUD_CLAIMS + 1);
@@ -133,13 +142,16 @@ impl Loudness {
 }
 
 /// Tells when the owners of a watched address quarrel.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct OwnerFlaps {
     changed: Option<MonoTime>,
     told: Option<MonoTime>,
 }
 
 impl OwnerFlaps {
+    /// No quarrel.
+    pub(crate) const NONE: Self = Self { changed: None, told: None };
+
     /// The owner changed at `at`. True if that is a conflict: the second change within [`OWNER_FLAPS`]. A quarrel
     /// between hosts that were all reported before (`repeat`) is told once in that time.
     pub(crate) fn add(&mut self, at: MonoTime, repeat: bool) -> bool {

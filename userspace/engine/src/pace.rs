@@ -9,6 +9,18 @@ use crate::{
     params,
 };
 
+/// Items for which a queue that has become empty keeps its room.
+const KEPT: usize = 256;
+
+/// The first of a queue. What a burst has made of its room is given back with the last one.
+pub(crate) fn take<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front();
+    if queue.is_empty() && queue.capacity() > KEPT {
+        *queue = VecDeque::new();
+    }
+    first
+}
+
 /// A token bucket, as the time at which it would be full again (the generic cell rate algorithm).
 #[derive(Clone, Debug, Default)]
 struct Bucket {
@@ -113,10 +125,10 @@ impl Outbox {
     }
 
     pub(crate) fn pop(&mut self, now: MonoTime) -> Option<Wish> {
-        if let Some((key, urgent)) = self.urgent.pop_front() {
+        if let Some((key, urgent)) = take(&mut self.urgent) {
             return Some(Wish::Urgent(key, urgent));
         }
-        if let Some(key) = self.probes.pop_front() {
+        if let Some(key) = take(&mut self.probes) {
             return Some(Wish::Probe(key));
         }
         let first_form = self.has_first_form();
@@ -124,12 +136,12 @@ impl Outbox {
             return None;
         }
         if self.questions.front().is_some_and(|(due, _)| !first_form || *due <= now)
-            && let Some((due, key)) = self.questions.pop_front()
+            && let Some((due, key)) = take(&mut self.questions)
         {
             return Some(Wish::Question(key, due));
         }
         let first_round = self.announcements.first().is_some_and(|(number, _)| *number < 2);
-        if !first_round && let Some(key) = self.asks.pop_front() {
+        if !first_round && let Some(key) = take(&mut self.asks) {
             return Some(Wish::Ask(key));
         }
         self.announcements.pop_first().map(|(number, key)| Wish::Announcement(key, number))

@@ -203,5 +203,6 @@ pub const fn pace(pace: Pace) -> (Duration, u32) {
         Pace::Plain => (Duration::from_micros(100), 500),
         // Dynamic ARP inspection shuts a port at 15 frames a second.
         Pace::Inspected => (Duration::from_millis(100), 1),
+        Pace::Unlimited => (Duration::ZERO, u32::MAX),
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Failure {
 }
 
 /// A plan under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Plan {
     /// Tells its frames from those of an earlier plan.
     pub(crate) tag: u64,

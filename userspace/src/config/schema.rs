@@ -399,13 +399,15 @@ pub enum PaceName {
     Plain,
     /// 10 frames a second, below the 15 at which inspecting switches shut a port
     Inspected,
+    /// As fast as the interface takes them: for tests, and for a segment that carries nothing else
+    Unlimited,
 }
 
 impl PaceName {
     /// The move budget where none is said.
     pub const fn moves(self) -> Option<MoveBudget> {
         match self {
-            Self::Plain => None,
+            Self::Plain | Self::Unlimited => None,
             Self::Inspected => Some(MoveBudget::EVPN),
         }
     }
@@ -416,6 +418,7 @@ impl From<PaceName> for Pace {
         match name {
             PaceName::Plain => Self::Plain,
             PaceName::Inspected => Self::Inspected,
+            PaceName::Unlimited => Self::Unlimited,
         }
     }
 }
@@ -526,7 +529,7 @@ pub static INTERFACE: Section = Section {
             "Defences of an address allowed in any such time; beyond it the address is `contested`: answered, not \
              defended. EVPN fabrics freeze an address that moves 5 times in 180 s.",
         )
-        .otherwise("`\"4/180s\"` with pace `inspected`, `\"none\"` with `plain`"),
+        .otherwise("`\"4/180s\"` with pace `inspected`, else `\"none\"`"),
         key(
             "allow",
             Kind::Macs,

@@ -61,7 +61,7 @@ fn a_file_is_understood_and_what_it_does_not_say_is_as_on_the_command_line() {
 fn everything_that_can_be_said_is_understood() {
     let text = "[daemon]\non_exit = \"keep\"\nattach = \"native\"\nvlan_offload = \"ignore\"\ncapacity = 100_000\nsocket_group = \"ops\"\n\
                 observe = true\nlog = \"debug\"\n[[interface]]\nname = \"eth0\"\npace = \"inspected\"\n[[interface]]\n\
-                name = \"eth1\"\nmoves = \"2/60s\"\nallow = [\"02:00:5E:00:00:0a\"]\n[[interface]]\nname = \"eth2\"\npace = \"inspected\"\nmoves = \"none\"\n\
+                name = \"eth1\"\nmoves = \"2/60s\"\nallow = [\"02:00:5E:00:00:0a\"]\n[[interface]]\nname = \"eth2\"\npace = \"inspected\"\nmoves = \"none\"\n[[interface]]\nname = \"eth3\"\npace = \"unlimited\"\n\
                 [[group]]\nname = \"web\"\nlease = 2.5\n[[address]]\naddress = \"192.0.2.10/24\"\ninterface = \"eth0\"\n\
                 group = \"web\"\nstart = \"off\"\nclaim = \"immediate\"\ncheck = 50\ndefend = \"once\"\nwait = 1.5\n\
                 on_removed = \"give-up\"\nallow_flux = true\n";
@@ -83,6 +83,7 @@ fn everything_that_can_be_said_is_understood() {
     let two = MoveBudget { moves: 2, window: std::time::Duration::from_secs(60) };
     assert_eq!(config.interfaces["eth1"].moves, Some(two));
     assert_eq!(config.interfaces["eth2"].moves, None);
+    assert_eq!((config.interfaces["eth3"].pace, config.interfaces["eth3"].moves), (Pace::Unlimited, None));
     assert_eq!(config.interfaces["eth1"].allow, [MacAddr::new([2, 0, 0x5e, 0, 0, 10])].into());
     assert_eq!(config.interfaces["eth0"].allow, [].into());
     let address = config.addresses.values().next().expect("one");

@@ -205,8 +205,7 @@ impl Daemon {
                 return client.result(address, Some(interface), (Exit::Failed, why));
             }
             let from_file = self.is_from_file(interface, cidr.address());
-            let notes = self.notes.entry(key).or_default();
-            (notes.how, notes.from_file) = (how, from_file);
+            self.note(key, how, from_file);
             if self.engine.get(&key).is_some() {
                 self.join_group(&key);
             }
@@ -249,7 +248,7 @@ impl Daemon {
     pub(super) fn watch_address(&mut self, client: &Rc<Client>, index: u32, address: Ipv4Addr) {
         let key = Self::key(index, address);
         self.submit(Pending::new(client, key, Verb::Watch), |request| Input::Watch { request, key });
-        if self.locals.contains_key(&address) {
+        if self.is_local(address) {
             self.tell(Input::Local { key, local: true });
         }
     }
@@ -257,7 +256,7 @@ impl Daemon {
     /// Whether what the host is allows a claim.
     pub(super) async fn permit(&self, key: &AddressKey, how: How) -> Result<Permitted, (Exit, String)> {
         // In the place of what answers now, which is on the interface already.
-        let adopt = how.adopt || self.observe && self.locals.contains_key(&key.address.into());
+        let adopt = how.adopt || self.observe && self.is_local(key.address.into());
         if let Some(refusal) = self.refuse_local(key, adopt) {
             return Err(refusal);
         }
@@ -323,7 +322,7 @@ impl Daemon {
 
     /// Which other interfaces of this host would answer for an address once it is configured.
     pub(super) fn flux(&self, key: &AddressKey) -> Option<String> {
-        let elsewhere = self.locals_elsewhere(key.interface);
+        let elsewhere = self.subnets_elsewhere(key.interface);
         let others = link::siblings_that_answer(&self.links, &elsewhere, key.interface, key.address.into());
         let names: Vec<&str> = others.iter().map(|link| link.name.as_str()).collect();
         let first = names.first()?;
@@ -334,20 +333,18 @@ impl Daemon {
         ))
     }
 
-    /// What is configured on other interfaces.
-    fn locals_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
-        let places = self.locals.iter().flat_map(|(address, places)| {
-            places.iter().map(|(index, prefix_length)| (*address, *index, *prefix_length))
-        });
-        places
-            .filter(|(_, at, _)| *at != index)
-            .map(|(address, index, prefix_length)| LocalAddress {
-                index,
-                address,
-                prefix_length,
-                protocol: None,
-            })
-            .collect()
+    /// The subnets on other interfaces, as if each had one address there: a claim of thousands of addresses asks for each
+    /// of them, and thousands may be configured.
+    fn subnets_elsewhere(&self, index: u32) -> Vec<LocalAddress> {
+        // A single address makes no subnet.
+        let elsewhere = self.subnets.keys().filter(|(at, length, _)| *at != index && *length < 32);
+        let one_of = |(index, prefix_length, address): &(u32, u8, Ipv4Addr)| LocalAddress {
+            index: *index,
+            address: *address,
+            prefix_length: *prefix_length,
+            protocol: None,
+        };
+        elsewhere.map(one_of).collect()
     }
 
     /// Addresses with this property, in the order of their keys.
@@ -414,13 +411,16 @@ impl Daemon {
         if ours {
             return None;
         }
-        let places = self.locals.get(&key.address.into())?;
-        if !places.contains_key(&key.interface) {
+        let address = key.address.into();
+        if !self.is_local(address) {
+            return None;
+        }
+        if !self.locals.contains_key(&(address, key.interface)) {
             // In another VLAN it is another address.
-            let names: Vec<String> = places
-                .keys()
-                .filter(|index| !link::vlans_apart(**index, key.interface, &self.links))
-                .map(|index| self.interface_name(*index))
+            let names: Vec<String> = self
+                .places_of(address)
+                .filter(|(index, _)| !link::vlans_apart(*index, key.interface, &self.links))
+                .map(|(index, _)| self.interface_name(index))
                 .collect();
             if names.is_empty() {
                 return None;
@@ -585,7 +585,7 @@ impl Daemon {
     /// Who asked lately, who was told, who has followed.
     fn askers(&self, key: &AddressKey, managed: &Managed, now: MonoTime) -> Vec<AskerStatus> {
         let followed = u16::from(managed.generation()) + 256;
-        let told = self.notes.get(key).map(|notes| &notes.told);
+        let told = self.told.get(key);
         let askers = self.datapath.askers(key, now.0).into_iter().map(|asker| {
             let address: Ipv4Addr = asker.address.into();
             let told = told.and_then(|told| told.get(&address)).copied();

@@ -227,14 +227,13 @@ impl Daemon {
 
     /// Where it is configured on this host.
     fn explain_local(&self, address: Ipv4Addr, facts: &mut Vec<String>) {
-        facts.push(match self.locals.get(&address) {
-            None => "not configured on this host".to_owned(),
-            Some(places) => {
-                let names = places
-                    .iter()
-                    .map(|(index, length)| format!("{} (/{length})", self.interface_name(*index)));
-                format!("configured on {}", names.collect::<Vec<_>>().join(", "))
-            }
+        let places = self.places_of(address);
+        let names: Vec<String> =
+            places.map(|(index, length)| format!("{} (/{length})", self.interface_name(index))).collect();
+        facts.push(if names.is_empty() {
+            "not configured on this host".to_owned()
+        } else {
+            format!("configured on {}", names.join(", "))
         });
     }
 }

@@ -87,12 +87,12 @@ impl Daemon {
 
     /// The group of an address, by its claim.
     pub(super) fn group_of(&self, key: &AddressKey) -> Option<GroupName> {
-        self.notes.get(key).and_then(|notes| notes.how.group)
+        self.notes.get(key).and_then(|notes| notes.how().group)
     }
 
     /// The addresses of a group, in the order of their keys.
     pub(super) fn members(&self, name: GroupName) -> Vec<AddressKey> {
-        let members = self.notes.iter().filter(|(_, notes)| notes.how.group == Some(name));
+        let members = self.notes.iter().filter(|(_, notes)| notes.how().group == Some(name));
         members.map(|(key, _)| *key).filter(|key| self.engine.get(key).is_some()).collect()
     }
 
@@ -124,7 +124,7 @@ impl Daemon {
 
     /// Forgets a group that has lost its last address.
     pub(super) fn forget_empty_group(&mut self, name: GroupName) {
-        let empty = self.notes.values().all(|notes| notes.how.group != Some(name));
+        let empty = self.notes.values().all(|notes| notes.how().group != Some(name));
         if empty && let Some(number) = self.groups.remove(&name) {
             self.datapath.set_group(number, Group::default());
         }
@@ -230,8 +230,7 @@ impl Daemon {
         let members = standings.collect();
         self.joint.insert(name, JointClaim { client: Rc::clone(client), members });
         for (key, address, Permitted { adopt, warning }, _) in claims {
-            let notes = self.notes.entry(key).or_default();
-            (notes.how, notes.from_file) = (address.how, true);
+            self.note(key, address.how, true);
             if self.engine.get(&key).is_some() {
                 self.join_group(&key);
             }

@@ -2,7 +2,7 @@
 //! others do to all that.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::Ipv4Addr,
     time::Duration,
 };
@@ -21,7 +21,7 @@ use arpwarden_engine::{
 use tracing::{error, info, warn};
 
 use super::{
-    Carrier, Daemon, Stop, Verb, find_link,
+    Carrier, Daemon, Notes, Stop, Verb, find_link,
     settings::{tighter, with_moves},
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
         bpf::{Mode, Presence},
         clock,
         link::{self, Link, Segment, VlanTags},
-        netlink::Change,
+        netlink::{self, Change},
     },
     protocol::How,
 };
@@ -385,7 +385,8 @@ impl Daemon {
             self.tell_changed_ports(master);
         }
         self.tell_changed_allowed();
-        let gone: Vec<Ipv4Addr> = self.locals.keys().copied().collect();
+        let gone: Vec<Ipv4Addr> =
+            self.locals.keys().filter(|(_, at)| *at == index).map(|(address, _)| *address).collect();
         for address in gone {
             self.set_local(address, index, None);
         }
@@ -405,7 +406,7 @@ impl Daemon {
                 State::Lost if !taken_along => return None,
                 State::Announcing | State::Online | State::Contested | State::Suspended | State::Lost => {
                     let spec = managed.spec()?;
-                    let how = self.notes.get(key).map(|notes| notes.how).unwrap_or_default();
+                    let how = self.notes.get(key).map(Notes::how).unwrap_or_default();
                     let How { allow_flux, blackhole_ok, group, .. } = how;
                     let how = How { allow_flux, blackhole_ok, group, ..How::of(spec) };
                     let (prefix_length, lease_until) = (spec.prefix_length, managed.lease_until());
@@ -579,7 +580,8 @@ impl Daemon {
                 Some(until) if until > now => Some(until.since(now)),
                 Some(_) => continue,
             };
-            self.notes.entry(key).or_default().how = how;
+            let from_file = self.notes.get(&key).is_some_and(|notes| notes.from_file);
+            self.note(key, how, from_file);
             if let Some(name) = how.group
                 && let Err(error) = self.group_that_answers(name)
             {
@@ -740,7 +742,7 @@ impl Daemon {
             .filter(|(key, managed)| {
                 managed.spec().is_some_and(|spec| spec.register == Register::None)
                     && managed.state().may_answer()
-                    && !self.notes.get(key).is_some_and(|notes| notes.how.blackhole_ok)
+                    && !self.notes.get(key).is_some_and(|notes| notes.how().blackhole_ok)
             })
             .map(|(key, _)| *key)
             .collect();
@@ -756,16 +758,26 @@ impl Daemon {
 
     /// Notes that an address is on an interface with this prefix length, or no more.
     fn set_local(&mut self, address: Ipv4Addr, index: u32, prefix_length: Option<u8>) {
-        let before = self.locals.contains_key(&address);
-        let places = self.locals.entry(address).or_default();
-        match prefix_length {
-            Some(length) => _ = places.insert(index, length),
-            None => _ = places.remove(&index),
+        let before = self.is_local(address);
+        let former = match prefix_length {
+            Some(length) => self.locals.insert((address, index), length),
+            None => self.locals.remove(&(address, index)),
+        };
+        if former != prefix_length {
+            let subnet = |length| (index, length, netlink::first_address(address, length));
+            if let Some(length) = former
+                && let Entry::Occupied(mut count) = self.subnets.entry(subnet(length))
+            {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+            if let Some(length) = prefix_length {
+                *self.subnets.entry(subnet(length)).or_default() += 1;
+            }
         }
-        let local = !places.is_empty();
-        if !local {
-            self.locals.remove(&address);
-        }
+        let local = self.is_local(address);
         if local != before && !self.observe {
             for key in self.keys_of(address, None) {
                 self.tell(Input::Local { key, local });
@@ -773,15 +785,22 @@ impl Daemon {
         }
     }
 
+    /// Whether an address is configured in this namespace.
+    pub(super) fn is_local(&self, address: Ipv4Addr) -> bool {
+        self.places_of(address).next().is_some()
+    }
+
+    /// The interfaces that an address is on, with its prefix length there.
+    pub(super) fn places_of(&self, address: Ipv4Addr) -> impl Iterator<Item = (u32, u8)> {
+        let places = self.locals.range((address, 0)..=(address, u32::MAX));
+        places.map(|((_, index), length)| (*index, *length))
+    }
+
     pub(super) async fn resync_addresses(&mut self) -> Result<(), Stop> {
         let now = self.netlink.addresses().await.map_err(Stop::failed)?;
         let there: BTreeSet<(Ipv4Addr, u32)> = now.iter().map(|local| (local.address, local.index)).collect();
-        let gone: Vec<(Ipv4Addr, u32)> = self
-            .locals
-            .iter()
-            .flat_map(|(address, places)| places.keys().map(|index| (*address, *index)))
-            .filter(|place| !there.contains(place))
-            .collect();
+        let gone: Vec<(Ipv4Addr, u32)> =
+            self.locals.keys().copied().filter(|place| !there.contains(place)).collect();
         for (address, index) in gone {
             self.set_local(address, index, None);
         }

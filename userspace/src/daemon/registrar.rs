@@ -2,7 +2,7 @@
 //! it, the more the more addresses an interface has (it looks at all of them for each one that is added), and whoever
 //! waits for an answer to a conflict must not wait for that.
 
-use std::thread;
+use std::{collections::BTreeSet, sync::Arc, thread};
 
 use anyhow::Context as _;
 use arpwarden_common::abi::AddressKey;
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::Stop;
 use crate::{
-    io::netlink::{LocalAddress, Netlink, PIPELINED, Place},
+    io::netlink::{Netlink, PIPELINED, Place},
     state_file::{Registered, StateFile},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Done {
 /// There is no room for another thread, or for its socket.
 pub(super) fn start(
     state: StateFile,
-    orders: mpsc::UnboundedReceiver<(Order, String)>,
+    orders: mpsc::UnboundedReceiver<(Order, Arc<str>)>,
     done: mpsc::UnboundedSender<Done>,
 ) -> anyhow::Result<()> {
     let runtime = runtime::Builder::new_current_thread()
@@ -59,7 +59,7 @@ pub(super) fn start(
 async fn work(
     netlink: &Netlink,
     state: &StateFile,
-    mut orders: mpsc::UnboundedReceiver<(Order, String)>,
+    mut orders: mpsc::UnboundedReceiver<(Order, Arc<str>)>,
     done: &mpsc::UnboundedSender<Done>,
 ) {
     let mut batch = Vec::new();
@@ -160,13 +160,10 @@ pub async fn remove_leftovers(
 ) -> Result<Vec<String>, Stop> {
     let mut removed = Vec::new();
     let present = netlink.addresses().await.map_err(|error| Stop::leaving(error.into()))?;
-    let is_at = |local: &LocalAddress, entry: &Registered| {
-        local.index == entry.index
-            && local.address == entry.address
-            && local.prefix_length == entry.prefix_length
-    };
+    let present: BTreeSet<_> =
+        present.iter().map(|local| (local.index, local.address, local.prefix_length)).collect();
     for entry in left {
-        if present.iter().any(|local| is_at(local, &entry)) {
+        if present.contains(&(entry.index, entry.address, entry.prefix_length)) {
             netlink.delete_address(entry.index, entry.address, entry.prefix_length).await.map_err(
                 |error| {
                     Stop::leaving(anyhow::Error::from(error).context(format!(
@@ -177,7 +174,7 @@ pub async fn remove_leftovers(
             )?;
             warn!(
                 address = %entry.address,
-                interface = entry.interface,
+                interface = &*entry.interface,
                 "taken off the interface: an earlier run had left it there"
             );
             removed.push(format!("{}/{} from {}", entry.address, entry.prefix_length, entry.interface));

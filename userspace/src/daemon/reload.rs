@@ -402,8 +402,7 @@ impl Daemon {
             self.drop_address(changing, key, false);
             return changing.then.push(Step::of(place, address));
         }
-        let notes = self.notes.entry(key).or_default();
-        (notes.how, notes.from_file) = (address.how, true);
+        self.note(key, address.how, true);
         match distance {
             Distance::Adjust => {
                 let spec = address.how.spec(address.cidr.prefix_length());

@@ -25,6 +25,7 @@ use super::{
     settings::Settings,
 };
 use crate::{
+    alike::Alike,
     cli,
     events::Journal,
     exit::Exit,
@@ -34,7 +35,7 @@ use crate::{
         bpf::{Datapath, Found, KeptAddress, Leftover, LinkState, Mode, Pins, Presence},
         clock, control,
         dice::KernelDice,
-        link,
+        link, memory,
         netlink::{ADDRESS_PROTOCOL, Netlink},
     },
     state_file::{Left, Registered},
@@ -63,7 +64,7 @@ pub(super) async fn serve(
     let group = settings.socket_group().map(group_id).transpose().map_err(kept)?;
     if !pins.exists() {
         // Nothing keeps the kernel silent about what is left on the interfaces.
-        remove_leftovers(&netlink, &state, left.registered().cloned().collect::<Vec<_>>()).await?;
+        remove_leftovers(&netlink, &state, left.registered()).await?;
     } else if settings.observe() {
         let error = anyhow!(
             "an earlier run of instance '{0}' has left addresses that are being answered, and --observe answers \
@@ -126,9 +127,12 @@ pub(super) async fn serve(
         journal: Journal::default(),
         state,
         notes: BTreeMap::new(),
+        ways: Alike::default(),
+        told: BTreeMap::new(),
         groups: BTreeMap::new(),
         links,
         locals: BTreeMap::new(),
+        subnets: BTreeMap::new(),
         carriers: BTreeMap::new(),
         interfaces: BTreeMap::new(),
         awaited: names.into_iter().map(|name| (name, Vec::new())).collect(),
@@ -136,8 +140,10 @@ pub(super) async fn serve(
         beat: MonoTime(0),
         slept: 0,
         orders,
+        names: Alike::default(),
         pending: BTreeMap::new(),
         next_request: 0,
+        ranks: 0,
         unloading: Vec::new(),
         ending: false,
         keeping: false,
@@ -159,6 +165,9 @@ pub(super) async fn serve(
         warn!("telling the service manager that the daemon is ready failed: {error}");
     }
     info!(instance = instance.name(), socket = %instance.socket().display(), "ready");
+    // What it says is known to the daemon by now, and what loading has taken is not needed any more.
+    drop(left);
+    memory::give_back();
     daemon.apply_at_start();
     daemon.run(events, changes, outcomes, waiting, signals).await
 }
@@ -208,7 +217,7 @@ impl Daemon {
             let name = left
                 .registered()
                 .find(|entry| entry.index == kept.index && !self.links.contains_key(&kept.index))
-                .map_or_else(|| self.interface_name(kept.index), |entry| entry.interface.clone());
+                .map_or_else(|| self.interface_name(kept.index), |entry| (*entry.interface).to_owned());
             match (kept.state, kept.mode) {
                 (LinkState::Live, Some(mode)) if self.links.contains_key(&kept.index) => {
                     let asked = match self.settings.attach(&[&name]) {
@@ -274,8 +283,7 @@ impl Daemon {
             let (key, number) = (kept.key, kept.group);
             if has_interface(&key) && self.interfaces.contains_key(&key.interface) {
                 if let Some(claimed) = left.claimed(&key) {
-                    let notes = self.notes.entry(key).or_default();
-                    (notes.how, notes.from_file) = (claimed.how, claimed.from_file);
+                    self.note(key, claimed.how, claimed.from_file);
                     if let Some(name) = claimed.how.group.filter(|_| number == 0) {
                         match self.group_that_answers(name) {
                             Ok(_) => self.join_group(&key),
@@ -298,12 +306,8 @@ impl Daemon {
             }
         }
         // What was registered but is in no map was being given up, or not yet made known, when the run ended.
-        let known = |entry: &Registered| {
-            self.engine
-                .addresses()
-                .any(|(key, _)| key.interface == entry.index && Ipv4Addr::from(key.address) == entry.address)
-        };
-        let unknown: Vec<Registered> = left.registered().filter(|entry| !known(entry)).cloned().collect();
+        let known = |entry: &Registered| self.engine.get(&Self::key(entry.index, entry.address)).is_some();
+        let unknown: Vec<Registered> = left.registered().filter(|entry| !known(entry)).collect();
         remove_leftovers(&self.netlink, &self.state, unknown).await?;
         for key in self.state.claims() {
             if self.engine.get(&key).is_none() {
@@ -335,7 +339,7 @@ impl Daemon {
             word: *word,
             spec: left.claimed(key).map(|claimed| claimed.how.spec(claimed.prefix_length)),
             registered: left.prefix_length(key).or(marked),
-            local: self.locals.contains_key(&key.address.into()),
+            local: self.is_local(key.address.into()),
             lease_until: at(*lease_until_ns),
             fallen: *fallen,
             defences: defended_ns.iter().filter_map(|ns| at(*ns)).collect(),
@@ -372,7 +376,7 @@ impl Daemon {
                 if has_interface(&key) { entry.index == key.interface } else { has_gone(&entry.index) };
             here && entry.address == Ipv4Addr::from(key.address)
         });
-        let entries: Vec<Registered> = entries.cloned().collect();
+        let entries: Vec<Registered> = entries.collect();
         if let Some(entry) = entries.first()
             && has_gone(&entry.index)
             && kept.word.may_answer()
@@ -382,7 +386,7 @@ impl Daemon {
             let (prefix_length, how) = (claimed.prefix_length, claimed.how);
             let wanted = Wanted::Online { prefix_length, how, lease_until };
             let awaited = Awaited { address: entry.address, wanted };
-            self.awaited.entry(entry.interface.clone()).or_default().push(awaited);
+            self.awaited.entry((*entry.interface).to_owned()).or_default().push(awaited);
         }
         if self.datapath.store(&key, StateWord::VACANT).is_err() {
             return Ok(()); // the map has lost it already

@@ -23,7 +23,10 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::clock::{self, Timer};
+use super::{
+    clock::{self, Timer},
+    memory,
+};
 use crate::{
     events::{self, Record},
     exit::Exit,
@@ -39,6 +42,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Lines of answers that are written together: 200 bytes each, a tenth of what a socket takes without a reader
 /// (`net.core.wmem_default`, 212,992 bytes).
 const LINES_AT_ONCE: usize = 100;
+
+/// Bytes of answers that leave so much free memory behind that it is worth giving it back.
+const MUCH: usize = 1 << 18;
 
 /// A request, and where its answers go.
 #[derive(Debug)]
@@ -167,9 +173,9 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
     let peer = stream.peer_cred().ok();
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
-    let mut text = Vec::new();
     loop {
-        text.clear();
+        // Anew each time: a line of thousands of addresses is not kept for the next one.
+        let mut text = Vec::new();
         // One byte more than allowed tells an over-long line from one that just fits.
         let mut limited = (&mut reader).take(MAX_REQUEST as u64 + 1);
         let read = in_time("sending a request", limited.read_until(b'\n', &mut text)).await;
@@ -187,6 +193,7 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
             serde_json::from_slice::<Request>(&text)
                 .map_err(|error| format!("the request is not understood: {error}"))
         };
+        drop(text);
         let request = match request {
             Ok(request) => request,
             Err(message) => {
@@ -201,6 +208,7 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
         }
         // A client that has closed its side of the connection may still wait for the answer.
         let mut some = Vec::new();
+        let mut told = 0;
         while answers.recv_many(&mut some, LINES_AT_ONCE).await > 0 {
             let mut text = Vec::new();
             for reply in some.drain(..) {
@@ -221,7 +229,11 @@ async fn client(stream: UnixStream, commands: mpsc::Sender<Command>) -> io::Resu
                     }
                 }
             }
+            told += text.len();
             write(&mut writer, &text).await?;
+        }
+        if told > MUCH {
+            memory::give_back();
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod control;
 pub mod dice;
 pub mod ethtool;
 pub mod link;
+pub mod memory;
 pub mod netlink;
 mod tc;
 

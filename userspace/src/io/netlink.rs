@@ -206,6 +206,8 @@ impl Netlink {
             }
             let prefix = (index, network(address, prefix_length), prefix_length);
             let others = match routes.entry(prefix) {
+                // The kernel makes no route to a prefix of one address.
+                _ if prefix_length == 32 => false,
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(unknown) => *unknown.insert(self.has_route_of_others(place).await),
             };
@@ -608,6 +610,12 @@ fn name_of(index: u32) -> Option<String> {
 pub(super) fn network(address: Ipv4Addr, prefix_length: u8) -> u32 {
     let host_bits = 32 - u32::from(prefix_length.min(32));
     u32::from(address).checked_shr(host_bits).unwrap_or(0)
+}
+
+/// The first address of the prefix.
+pub fn first_address(address: Ipv4Addr, prefix_length: u8) -> Ipv4Addr {
+    let host_bits = 32 - u32::from(prefix_length.min(32));
+    Ipv4Addr::from(u32::from(address) & u32::MAX.checked_shl(host_bits).unwrap_or(0))
 }
 
 /// The broadcast address of the prefix; /31 and /32 have none (RFC 3021 §2.2).

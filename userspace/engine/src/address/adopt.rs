@@ -58,19 +58,19 @@ impl Managed {
 
     /// Takes in what is known.
     fn recall(&mut self, kept: &Kept, turn: &mut Turn<'_>) {
-        self.slot = Slot::Installed;
+        self.work.slot = Slot::Installed;
         self.word = kept.word;
         self.generation = kept.word.generation();
         self.generation_since = MonoTime::default();
         self.local = kept.local;
-        self.owner = kept.owner;
+        self.owner = kept.owner.map(Box::new);
         for at in &kept.defences {
-            self.defended.record((*at).min(turn.now), None);
+            self.trouble.defended.record((*at).min(turn.now), None);
         }
-        self.remembered = kept.spec;
-        self.spec = kept.spec;
+        self.spec = kept.spec.map(|spec| turn.specs.share(spec));
+        self.remembered = self.spec.clone();
         if self.spec.is_none() && self.state != State::Watched {
-            self.spec = Some(OnlineSpec {
+            let spec = OnlineSpec {
                 prefix_length: kept.registered.unwrap_or(32),
                 claim: Claim::Probe,
                 profile: Profile::default(),
@@ -85,13 +85,14 @@ impl Managed {
                 register: Register::default(),
                 on_removed: OnRemoved::default(),
                 joint: false,
-            });
+            };
+            self.spec = Some(turn.specs.share(spec));
         }
-        (self.lease, self.told_lease) = (kept.lease_until, kept.lease_until);
-        let Some(spec) = self.spec else { return };
-        if spec.lease.is_some() && self.lease.is_none() && self.state != State::Watched {
+        (self.lease.until, self.lease.told) = (kept.lease_until, kept.lease_until);
+        let Some(spec) = self.spec().copied() else { return };
+        if spec.lease.is_some() && self.lease.until.is_none() && self.state != State::Watched {
             // Written down, but the datapath was never told: the end came in between, and when it is is not known.
-            self.lease = Some(turn.now);
+            self.lease.until = Some(turn.now);
         }
         self.registered_prefix = kept.registered.unwrap_or(spec.prefix_length);
         // What was taken over with --adopt is in no journal, and neither is what is ours all the same.
@@ -105,16 +106,16 @@ impl Managed {
     /// Whether a suspended address was ours before, and not just about to be claimed.
     fn was_ours(&self) -> bool {
         self.registration != Registration::Absent
-            || self.spec.is_some_and(|spec| spec.register == Register::None)
+            || self.spec().is_some_and(|spec| spec.register == Register::None)
     }
 
     /// It is to be on the interface and is not.
     pub(super) fn is_missing(&self) -> bool {
-        !self.local && self.spec.is_some_and(|spec| spec.register == Register::Address)
+        !self.local && self.spec().is_some_and(|spec| spec.register == Register::Address)
     }
 
     fn gives_up_if_removed(&self) -> bool {
-        self.spec.is_some_and(|spec| spec.on_removed == OnRemoved::GiveUp)
+        self.spec().is_some_and(|spec| spec.on_removed == OnRemoved::GiveUp)
     }
 
     /// Where the address stands by what is so now.
@@ -123,7 +124,7 @@ impl Managed {
         let claimed = state.may_answer() || matches!(state, State::Probing | State::Suspended);
         if kept.fallen && state.may_answer() {
             (State::Lost, Reason::DefendPolicy)
-        } else if claimed && self.lease.is_some_and(|until| until <= turn.now) {
+        } else if claimed && self.lease.until.is_some_and(|until| until <= turn.now) {
             (State::Suspended, Reason::LeaseExpired)
         } else if state.may_answer() && self.is_missing() && self.gives_up_if_removed() {
             (State::Lost, Reason::AddressRemoved)
@@ -174,7 +175,7 @@ impl Managed {
 
     /// It was ours, and nothing says that it is not.
     fn hold_on(&mut self, kept: &Kept, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.spec().copied() else { return };
         self.announced = true;
         if self.is_missing() {
             self.registration = Registration::Present;
@@ -188,7 +189,7 @@ impl Managed {
                 }
                 self.start_plan_if_installed(turn);
             }
-            State::Online if self.window != Window::None => {
+            State::Online if self.work.window != Window::None => {
                 self.announce_again(Reason::Adopted, turn);
             }
             State::Online if moved => self.announce_again(Reason::MacChanged, turn),

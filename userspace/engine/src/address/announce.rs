@@ -56,11 +56,11 @@ impl Managed {
 
     /// `link_up`: its link has just come up.
     pub(super) fn start_plan(&mut self, link_up: bool, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
-        if self.slot != Slot::Installed {
+        let Some(spec) = self.spec().copied() else { return };
+        if self.work.slot != Slot::Installed {
             return; // the first frame comes after the word
         }
-        self.plan = Some(Plan::new(turn.tag(), params::rounds(spec.profile, link_up)));
+        self.work.plan = Some(Plan::new(turn.tag(), params::rounds(spec.profile, link_up)));
         self.queue_plan(turn);
     }
 
@@ -68,7 +68,7 @@ impl Managed {
         if self.state != State::Announcing {
             return; // contested: the plan goes on when the address may be defended again
         }
-        for number in self.plan.iter().flat_map(Plan::queued) {
+        for number in self.work.plan.iter().flat_map(Plan::queued) {
             turn.outbox.push(Wish::Announcement(self.key, number));
         }
     }
@@ -82,7 +82,7 @@ impl Managed {
         if self.state != State::Announcing {
             return false;
         }
-        let Some(plan) = &mut self.plan else { return false };
+        let Some(plan) = &mut self.work.plan else { return false };
         if !plan.launch(number, turn.now, turn.dice) {
             return false;
         }
@@ -94,7 +94,7 @@ impl Managed {
             self.announcement(turn)
         };
         turn.send(self.key, Purpose::Announcement, frame, tag, number);
-        if self.question == Question::Wanted {
+        if self.work.question == Question::Wanted {
             self.ask_behind(turn);
         }
         true
@@ -102,27 +102,27 @@ impl Managed {
 
     /// A frame of the plan has left.
     pub(super) fn frame_left(&mut self, flight: &Flight, turn: &mut Turn<'_>) {
-        let Some(plan) = self.plan.as_mut().filter(|plan| plan.tag == flight.tag) else { return };
+        let Some(plan) = self.work.plan.as_mut().filter(|plan| plan.tag == flight.tag) else { return };
         plan.landed(flight.number, turn.now, turn.dice);
         let first = plan.sent == 1;
         if first {
             self.announced = true;
-            if self.window == Window::Ahead {
-                self.window = Window::Until(turn.now.after(ROLL_BACK_WINDOW));
+            if self.work.window == Window::Ahead {
+                self.work.window = Window::Until(turn.now.after(ROLL_BACK_WINDOW));
             }
             self.answer_all(turn, |what| matches!(what, Waiting::Announce), &Answer::Done);
         }
-        let open = self.window != Window::None;
+        let open = self.work.window != Window::None;
         let done = |what: &Waiting| matches!(what, Waiting::Online { patient, .. } if !(open && *patient));
         self.answer_all(turn, done, &Answer::Done);
         self.finish_plan(flight.frame.sender_mac, turn);
     }
 
     pub(super) fn finish_plan(&mut self, own_mac: MacAddr, turn: &mut Turn<'_>) {
-        let Some(count) = self.plan.as_ref().filter(|plan| plan.is_done()).map(|plan| plan.sent) else {
+        let Some(count) = self.work.plan.as_ref().filter(|plan| plan.is_done()).map(|plan| plan.sent) else {
             return;
         };
-        self.plan = None;
+        self.work.plan = None;
         turn.event(self.key, EventKind::Announced { count, own_mac });
         if self.state == State::Announcing {
             self.step(State::Online, Reason::PlanDone, turn);
@@ -131,7 +131,7 @@ impl Managed {
 
     /// A frame of the plan could not be sent.
     pub(super) fn frame_failed(&mut self, flight: &Flight, why: &str, turn: &mut Turn<'_>) {
-        let Some(plan) = self.plan.as_mut().filter(|plan| plan.tag == flight.tag) else { return };
+        let Some(plan) = self.work.plan.as_mut().filter(|plan| plan.tag == flight.tag) else { return };
         match plan.failed(flight.number, turn.now) {
             Failure::Retried => {}
             Failure::Persistent => {
@@ -139,7 +139,7 @@ impl Managed {
                     "announcing {}: {SEND_FAILURES} announcements in a row could not be sent: {why}",
                     self.key.address
                 );
-                let adopted = self.spec.is_some_and(|spec| spec.adopt);
+                let adopted = self.spec().is_some_and(|spec| spec.adopt);
                 if self.announced || adopted {
                     // It is answered all the same. An adopted address was in use before us and stays.
                     self.fail(what.clone(), turn);
@@ -154,29 +154,29 @@ impl Managed {
 
     /// 1.1 s without a claim.
     pub(super) fn close_window(&mut self, turn: &mut Turn<'_>) {
-        self.window = Window::None;
+        self.work.window = Window::None;
         self.publish(turn); // the program may defend it now
-        self.refusals = 0;
+        self.trouble.refusals = 0;
         self.answer_online(turn, &Answer::Done);
     }
 
     /// A probe leaves behind the first announcement.
     pub(super) fn want_question(&mut self) {
-        self.question = Question::Wanted;
-        self.question_failures = 0;
+        self.work.question = Question::Wanted;
+        self.work.question_failures = 0;
     }
 
     pub(super) fn ask_behind(&mut self, turn: &mut Turn<'_>) {
-        self.question = Question::Queued;
+        self.work.question = Question::Queued;
         turn.outbox.push(Wish::Question(self.key, turn.now.after(FIRST_ROUND)));
     }
 
     pub(super) fn question_sent(&mut self, result: Result<(), String>, turn: &mut Turn<'_>) {
-        self.question = Question::None;
+        self.work.question = Question::None;
         let Err(why) = result else { return };
-        self.question_failures = self.question_failures.saturating_add(1);
-        if self.question_failures < SEND_FAILURES {
-            self.question = Question::Due { due: turn.now.after(SEND_RETRY) };
+        self.work.question_failures = self.work.question_failures.saturating_add(1);
+        if self.work.question_failures < SEND_FAILURES {
+            self.work.question = Question::Due { due: turn.now.after(SEND_RETRY) };
         } else {
             let what = format!(
                 "asking who else has {}: {SEND_FAILURES} probes in a row could not be sent: {why}; \

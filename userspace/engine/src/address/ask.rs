@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Questions to be asked and on their way, of all commands together.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(super) struct Asks {
     /// Tells its frames from those of an earlier round of questions.
     tag: u64,
@@ -33,12 +33,12 @@ pub(super) struct Asks {
 
 impl Managed {
     pub(crate) fn repair(&mut self, request: RequestId, neighbours: &[Neighbour], turn: &mut Turn<'_>) {
-        if !self.state.may_answer() || self.slot != Slot::Installed {
+        if !self.state.may_answer() || self.work.slot != Slot::Installed {
             turn.answer(request, Answer::WrongState(self.state));
             return;
         }
-        let tag = self.asks.as_ref().map_or_else(|| turn.tag(), |asks| asks.tag);
-        let asks = self.asks.get_or_insert_with(|| Asks {
+        let tag = self.work.asks.as_ref().map_or_else(|| turn.tag(), |asks| asks.tag);
+        let asks = self.work.asks.get_or_insert_with(|| Asks {
             tag,
             waiting: VecDeque::new(),
             flying: 0,
@@ -60,7 +60,7 @@ impl Managed {
         if !self.state.may_answer() {
             return false;
         }
-        let Some(asks) = self.asks.as_mut().filter(|asks| asks.retry.is_none()) else { return false };
+        let Some(asks) = self.work.asks.as_mut().filter(|asks| asks.retry.is_none()) else { return false };
         let Some(neighbour) = asks.waiting.pop_front() else { return false };
         asks.flying += 1;
         let (mac, tag) = (turn.interface.mac, asks.tag);
@@ -74,7 +74,7 @@ impl Managed {
     }
 
     pub(super) fn asked(&mut self, flight: &Flight, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Some(asks) = self.asks.as_mut().filter(|asks| asks.tag == flight.tag) else { return };
+        let Some(asks) = self.work.asks.as_mut().filter(|asks| asks.tag == flight.tag) else { return };
         asks.flying = asks.flying.saturating_sub(1);
         match result {
             Ok(()) => {
@@ -108,7 +108,7 @@ impl Managed {
 
     /// Asks again those whose question could not be sent.
     pub(super) fn ask_again(&mut self, turn: &mut Turn<'_>) {
-        if let Some(asks) = &mut self.asks {
+        if let Some(asks) = &mut self.work.asks {
             asks.retry = None;
             for _ in 0..asks.waiting.len() {
                 turn.outbox.push(Wish::Ask(self.key));
@@ -117,7 +117,7 @@ impl Managed {
     }
 
     fn finish_asking(&mut self, turn: &mut Turn<'_>) {
-        if self.asks.as_ref().is_some_and(|asks| asks.waiting.is_empty() && asks.flying == 0) {
+        if self.work.asks.as_ref().is_some_and(|asks| asks.waiting.is_empty() && asks.flying == 0) {
             self.stop_asking(turn);
             self.answer_all(turn, |what| matches!(what, Waiting::Repair), &Answer::Done);
         }
@@ -125,7 +125,7 @@ impl Managed {
 
     /// Tells of the questions that have left and drops the others.
     pub(super) fn stop_asking(&mut self, turn: &mut Turn<'_>) {
-        if let Some(asks) = self.asks.take()
+        if let Some(asks) = self.work.asks.take()
             && asks.sent > 0
         {
             turn.event(self.key, EventKind::Repaired { claimant: None, count: asks.sent });

@@ -55,15 +55,15 @@ impl Managed {
         if reason != Reason::Commanded {
             self.renew_generation(turn);
         }
-        self.retry = None;
+        self.work.retry = None;
         if !turn.interface.up {
             self.resume = if self.recheck { Resume::Probe } else { Resume::Claim };
-            self.attempt = None;
+            self.work.attempt = None;
             self.step(State::Suspended, Reason::LinkDown, turn);
             return;
         }
         self.resume = Resume::Never;
-        self.attempt = Some(Attempt { step: Step::Settling, failures: 0 });
+        self.work.attempt = Some(Attempt { step: Step::Settling, failures: 0 });
         let from = self.enter(State::Probing, reason, turn);
         if from != State::Probing {
             turn.event(self.key, EventKind::State { from: Some(from), to: Some(State::Probing), reason });
@@ -72,21 +72,21 @@ impl Managed {
     }
 
     pub(super) fn go_to(&mut self, step: Step) {
-        if let Some(attempt) = &mut self.attempt {
+        if let Some(attempt) = &mut self.work.attempt {
             attempt.step = step;
         }
     }
 
     pub(super) fn is_at(&self, step: Step) -> bool {
-        self.attempt.is_some_and(|attempt| attempt.step == step)
+        self.work.attempt.is_some_and(|attempt| attempt.step == step)
     }
 
     /// Goes on with an attempt as soon as nothing of the address's past is in its way.
     pub(super) fn settle(&mut self, turn: &mut Turn<'_>) {
-        let healed = self.repairs.is_none_or(|repairs| repairs.done > 0);
+        let healed = self.work.repairs.is_none_or(|repairs| repairs.done > 0);
         // It is on the interface already, shielded, if its link was down in the meantime.
         let registered = matches!(self.registration, Registration::Absent | Registration::Present);
-        let clear = self.slot == Slot::Installed && registered && healed;
+        let clear = self.work.slot == Slot::Installed && registered && healed;
         if !(clear && self.is_at(Step::Settling)) {
             return;
         }
@@ -105,7 +105,7 @@ impl Managed {
     }
 
     pub(super) fn ask_if_due(&mut self, turn: &mut Turn<'_>) {
-        if let Some(Attempt { step: Step::Waiting { due, sent }, .. }) = self.attempt
+        if let Some(Attempt { step: Step::Waiting { due, sent }, .. }) = self.work.attempt
             && due <= turn.now
         {
             self.go_to(Step::Queued { sent });
@@ -115,10 +115,10 @@ impl Managed {
 
     pub(super) fn launch_probe(&mut self, turn: &mut Turn<'_>) -> bool {
         let tag = turn.tag();
-        if let Some(Attempt { step: Step::Queued { sent }, .. }) = self.attempt {
+        if let Some(Attempt { step: Step::Queued { sent }, .. }) = self.work.attempt {
             self.go_to(Step::Flying { sent, tag });
-        } else if self.question == Question::Queued {
-            self.question = Question::Flying { tag };
+        } else if self.work.question == Question::Queued {
+            self.work.question = Question::Flying { tag };
         } else {
             return false;
         }
@@ -139,10 +139,10 @@ impl Managed {
                 } else {
                     Step::Listening { until: turn.now.after(questions.listen) }
                 };
-                self.attempt = Some(Attempt { step, failures: 0 });
+                self.work.attempt = Some(Attempt { step, failures: 0 });
             }
             Err(why) => {
-                let failures = self.attempt.map_or(0, |attempt| attempt.failures).saturating_add(1);
+                let failures = self.work.attempt.map_or(0, |attempt| attempt.failures).saturating_add(1);
                 if failures >= SEND_FAILURES && self.recheck {
                     // It was ours, and nobody says otherwise.
                     let what = format!(
@@ -153,7 +153,7 @@ impl Managed {
                     );
                     self.fail(what, turn);
                     let step = Step::Waiting { due: turn.now.after(BACKOFF_MIN), sent };
-                    self.attempt = Some(Attempt { step, failures: 0 });
+                    self.work.attempt = Some(Attempt { step, failures: 0 });
                     return;
                 }
                 if failures >= SEND_FAILURES {
@@ -166,20 +166,20 @@ impl Managed {
                     return;
                 }
                 let step = Step::Waiting { due: turn.now.after(SEND_RETRY), sent };
-                self.attempt = Some(Attempt { step, failures });
+                self.work.attempt = Some(Attempt { step, failures });
             }
         }
     }
 
     /// Nobody objected: shield first, then the kernel.
     pub(super) fn register(&mut self, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.spec().copied() else { return };
         if spec.register == Register::None || self.registration == Registration::Present {
             self.take(turn);
             return;
         }
         self.go_to(Step::Registering);
-        if let Registration::Registering { .. } = self.registration {
+        if let Registration::Registering = self.registration {
             return; // it is being put back already
         }
         self.registered_prefix = spec.prefix_length;
@@ -188,14 +188,14 @@ impl Managed {
 
     /// Nobody objected, but that was too long ago to take the address on. An `immediate` claim has other means: any
     /// claim takes it back.
-    pub(super) fn is_silence_old(&self, turn: &Turn<'_>) -> bool {
+    pub(super) fn is_silence_old(&self, asked: MonoTime, turn: &Turn<'_>) -> bool {
         self.attempted().is_some_and(|spec| spec.claim == Claim::Probe)
-            && turn.now.since(self.asked_to_add) > SILENCE_LASTS
+            && turn.now.since(asked) > SILENCE_LASTS
     }
 
     /// How the attempt under way asks.
     fn attempted(&self) -> Option<OnlineSpec> {
-        let spec = self.spec?;
+        let spec = *self.spec()?;
         Some(if self.recheck {
             OnlineSpec { claim: Claim::Probe, profile: Profile::Fast, ..spec }
         } else {
@@ -208,29 +208,27 @@ impl Managed {
         let Some(spec) = self.attempted() else { return };
         if spec.joint
             && !self.recheck
-            && !matches!(self.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
+            && !matches!(self.work.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
         {
             self.go_to(Step::Held { since: turn.now });
             self.publish(turn);
             turn.actions.push_back(Action::Held { key: self.key });
             return;
         }
-        if let Some(spec) = &mut self.spec {
-            spec.joint = false;
-        }
-        self.attempt = None;
+        self.change_spec(|spec| spec.joint = false, turn);
+        self.work.attempt = None;
         self.recheck = false;
         self.stop_repairs(turn);
         let mut reason = Reason::ProbesUnanswered;
         if let Claim::Immediate { check } = spec.claim {
-            self.window = Window::Ahead;
+            self.work.window = Window::Ahead;
             if check.is_zero() {
                 reason = Reason::Commanded;
                 self.want_question();
             }
         }
-        if self.window == Window::None {
-            self.refusals = 0;
+        if self.work.window == Window::None {
+            self.trouble.refusals = 0;
         }
         self.step(State::Announcing, reason, turn);
         self.start_plan_if_installed(turn);
@@ -238,12 +236,12 @@ impl Managed {
 
     /// A joint claim that waits for the others.
     pub fn is_held(&self) -> bool {
-        matches!(self.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
+        matches!(self.work.attempt, Some(Attempt { step: Step::Held { .. }, .. }))
     }
 
     /// Whether the silence before was too long ago to take the address on.
     pub(crate) fn is_held_too_long(&self, now: MonoTime) -> bool {
-        matches!(self.attempt, Some(Attempt { step: Step::Held { since }, .. }) if now.since(since) > HELD_LASTS)
+        matches!(self.work.attempt, Some(Attempt { step: Step::Held { since }, .. }) if now.since(since) > HELD_LASTS)
     }
 
     /// The others are there too.
@@ -261,16 +259,16 @@ impl Managed {
 
     /// Another host was there first, or at the same time (RFC 5227 §2.1.1).
     pub(super) fn refuse(&mut self, claimant: Claimant, reason: Reason, turn: &mut Turn<'_>) {
-        self.attempt = None;
-        self.refusals = self.refusals.saturating_add(1);
-        self.refused_by = Some((claimant, reason));
+        self.work.attempt = None;
+        self.trouble.refusals = self.trouble.refusals.saturating_add(1);
+        self.trouble.refused_by = Some((claimant, reason));
         let now = turn.now;
         let over = |what: &Waiting| matches!(what, Waiting::Online { until, .. } if *until <= now);
         self.answer_all(turn, over, &Answer::Taken { claimant, reason });
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.spec().copied() else { return };
         if self.is_awaited() {
             let (least, most) = params::retry_wait(spec.profile);
-            self.retry = Some(if self.refusals >= MAX_CONFLICTS {
+            self.work.retry = Some(if self.trouble.refusals >= MAX_CONFLICTS {
                 turn.now.after(RATE_LIMIT_INTERVAL)
             } else {
                 turn.after(least, most)
@@ -280,12 +278,12 @@ impl Managed {
 
     /// The wait of a refused claim is over.
     pub(super) fn give_up_waiting(&mut self, turn: &mut Turn<'_>) {
-        let Some((claimant, reason)) = self.refused_by else { return };
+        let Some((claimant, reason)) = self.trouble.refused_by else { return };
         let now = turn.now;
         let over = |what: &Waiting| matches!(what, Waiting::Online { until, .. } if *until <= now);
         self.answer_all(turn, over, &Answer::Taken { claimant, reason });
         if !self.is_awaited() {
-            self.retry = None;
+            self.work.retry = None;
         }
     }
 

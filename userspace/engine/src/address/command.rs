@@ -5,7 +5,7 @@ use arpwarden_common::state::State;
 use super::{
     Managed, Slot,
     link::{Resume, link_is_down},
-    registration::{Registration, Target},
+    registration::{Errand, Registration, Target},
     turn::Turn,
     waiting::Waiting,
 };
@@ -17,7 +17,7 @@ use crate::{
 
 impl Managed {
     pub(crate) fn online(&mut self, request: RequestId, spec: OnlineSpec, turn: &mut Turn<'_>) {
-        let same = self.spec.is_some_and(|present| same_claim(&present, &spec));
+        let same = self.spec().is_some_and(|present| same_claim(present, &spec));
         let unclaimed = match self.state {
             State::Watched => true,
             State::Refused | State::Lost => !self.is_awaited(),
@@ -39,7 +39,7 @@ impl Managed {
             | State::Announcing
             | State::Online
             | State::Contested => {
-                match self.spec {
+                match self.spec().copied() {
                     Some(present) if !same => turn.answer(request, Answer::Differs { present }),
                     _ if self.state.may_answer() && self.announced => {
                         self.renew_if_asked(&spec, turn);
@@ -67,12 +67,13 @@ impl Managed {
 
     /// What holds from now on, without a step.
     pub(crate) fn adjust(&mut self, request: RequestId, spec: &OnlineSpec, turn: &mut Turn<'_>) {
-        let Some(present) = self.spec else {
+        let Some(present) = self.spec().copied() else {
             turn.answer(request, Answer::WrongState(self.state));
             return;
         };
         let OnlineSpec { prefix_length, register, lease, adopt, joint, .. } = present;
-        self.spec = Some(OnlineSpec { prefix_length, register, lease, adopt, joint, ..*spec });
+        let spec = OnlineSpec { prefix_length, register, lease, adopt, joint, ..*spec };
+        self.spec = Some(turn.specs.share(spec));
         self.remember(turn);
         self.publish(turn);
         turn.answer(request, Answer::Done);
@@ -81,7 +82,7 @@ impl Managed {
     /// A new claim of an address that is managed already.
     pub(super) fn claim(&mut self, request: RequestId, spec: OnlineSpec, turn: &mut Turn<'_>) {
         if spec.adopt {
-            if let Registration::Registering { .. } | Registration::Deregistering { .. } = self.registration {
+            if let Registration::Registering | Registration::Deregistering = self.registration {
                 turn.answer(request, Answer::WrongState(self.state));
                 return;
             }
@@ -110,22 +111,23 @@ impl Managed {
 
     /// Sets what holds for the whole claim.
     pub(super) fn start_claim(&mut self, spec: OnlineSpec, turn: &mut Turn<'_>) {
-        self.spec = Some(spec);
+        self.spec = Some(turn.specs.share(spec));
         self.remember(turn);
         self.set_lease(spec.lease, turn);
         self.renew_generation(turn);
         self.resume = Resume::Never;
         self.recheck = false;
-        self.refused_by = None;
-        self.last_error = None;
-        self.conflict = None;
+        self.trouble.refused_by = None;
+        self.trouble.last_error = None;
+        self.trouble.conflict = None;
         self.announced = false;
-        self.retry = None;
+        self.work.retry = None;
     }
 
     /// The kernel has it already.
     pub(super) fn take_over(&mut self, spec: &OnlineSpec) {
         self.local = true;
+        self.work.errand = Errand::NONE;
         self.registration = match spec.register {
             Register::Address => {
                 self.registered_prefix = spec.prefix_length;
@@ -144,7 +146,7 @@ impl Managed {
             State::Yielding => {
                 self.target = target;
                 self.wait(Some(request), Waiting::Release, turn);
-                if let Registration::Refused { .. } = self.registration {
+                if let Registration::Refused = self.registration {
                     // Somebody may just have removed what stood in the way.
                     self.ask_to_delete(BACKOFF_MIN, turn);
                 }
@@ -167,7 +169,7 @@ impl Managed {
 
     pub(crate) fn watch(&mut self, request: RequestId, turn: &mut Turn<'_>) {
         match self.state {
-            State::Watched if self.slot == Slot::Installed => {
+            State::Watched if self.work.slot == Slot::Installed => {
                 turn.answer(request, Answer::Already(State::Watched));
             }
             State::Watched => self.wait(Some(request), Waiting::Watch, turn),

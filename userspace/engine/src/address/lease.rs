@@ -30,7 +30,7 @@ pub(crate) fn no_lease(now: MonoTime, lease: Duration) -> Option<String> {
 impl Managed {
     /// The lease counts from now on, also where that ends it earlier than before: who decides said so last.
     pub(super) fn set_lease(&mut self, lease: Option<Duration>, turn: &Turn<'_>) {
-        self.lease = lease.map(|lease| end(turn.now, lease));
+        self.lease.until = lease.map(|lease| end(turn.now, lease));
     }
 
     /// Ours, or claimed, so that the end of a lease would end something. While the link is down or a claim waits
@@ -39,14 +39,14 @@ impl Managed {
         match self.state {
             State::Probing | State::Announcing | State::Online | State::Contested => true,
             State::Suspended => self.resume != Resume::Never,
-            State::Refused => self.retry.is_some(),
+            State::Refused => self.work.retry.is_some(),
             State::Watched | State::Yielding | State::Lost => false,
         }
     }
 
     /// The end of the lease, where there is something that ends with it.
     pub(super) fn lease_deadline(&self) -> Option<MonoTime> {
-        self.lease.filter(|_| self.is_leased())
+        self.lease.until.filter(|_| self.is_leased())
     }
 
     /// Nothing is done in the name of a lease that is past; looked at before anything else, because after a pause of
@@ -59,14 +59,14 @@ impl Managed {
 
     fn expire(&mut self, turn: &mut Turn<'_>) {
         if self.state == State::Refused {
-            self.retry = None;
+            self.work.retry = None;
             turn.event(self.key, EventKind::LeaseExpired);
-            if let Some((claimant, reason)) = self.refused_by {
+            if let Some((claimant, reason)) = self.trouble.refused_by {
                 self.answer_online(turn, &Answer::Taken { claimant, reason });
             }
             return;
         }
-        self.attempt = None;
+        self.work.attempt = None;
         self.recheck = false;
         self.resume = Resume::Never;
         let from = self.enter(State::Suspended, Reason::LeaseExpired, turn);
@@ -102,10 +102,8 @@ impl Managed {
     pub(super) fn extend_lease(&mut self, lease: Duration, turn: &mut Turn<'_>) {
         self.set_lease(Some(lease), turn);
         self.publish(turn);
-        if let Some(spec) = &mut self.spec
-            && spec.lease.is_none()
-        {
-            spec.lease = Some(lease);
+        if self.spec().is_some_and(|spec| spec.lease.is_none()) {
+            self.change_spec(|spec| spec.lease = Some(lease), turn);
             self.remember(turn);
         }
     }

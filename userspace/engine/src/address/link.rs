@@ -63,21 +63,22 @@ impl Managed {
     pub(super) fn link_down(&mut self, turn: &mut Turn<'_>) {
         match self.state {
             State::Announcing | State::Online | State::Contested => {
-                let (window, question) = (self.window != Window::None, self.question != Question::None);
+                let (window, question) =
+                    (self.work.window != Window::None, self.work.question != Question::None);
                 self.resume = Resume::Announce { window, question };
                 self.step(State::Suspended, Reason::LinkDown, turn);
                 self.outlasts(turn);
             }
             State::Probing if self.recheck => {
                 self.resume = Resume::Probe;
-                self.attempt = None;
+                self.work.attempt = None;
                 self.step(State::Suspended, Reason::LinkDown, turn);
                 self.outlasts(turn);
             }
             State::Probing => {
                 if self.outlasts(turn) {
                     self.resume = Resume::Claim;
-                    self.attempt = None;
+                    self.work.attempt = None;
                     self.step(State::Suspended, Reason::LinkDown, turn);
                 } else {
                     let what = link_is_down(&self.key);
@@ -96,7 +97,7 @@ impl Managed {
             Resume::Never => {}
             Resume::Announce { window, question } if turn.now.since(self.since) <= LINK_FLAP => {
                 if window {
-                    self.window = Window::Ahead;
+                    self.work.window = Window::Ahead;
                 }
                 if question {
                     self.want_question();
@@ -109,7 +110,7 @@ impl Managed {
                 self.recheck = true;
                 self.begin(Reason::LinkUp, turn);
             }
-            Resume::Claim => match self.spec {
+            Resume::Claim => match self.spec().copied() {
                 Some(spec) if spec.adopt => {
                     if self.local {
                         self.take_over(&spec);
@@ -147,7 +148,7 @@ impl Managed {
         if self.state.may_answer() {
             return; // its kernel answers, and it may
         }
-        if let Registration::Refused { .. } = self.registration {
+        if let Registration::Refused = self.registration {
             self.ask_to_delete(BACKOFF_MIN, turn);
         }
         if self.registration != Registration::Present {

@@ -12,6 +12,7 @@ mod command;
 mod defend;
 mod lease;
 mod link;
+mod rare;
 mod registration;
 mod repair;
 mod seen;
@@ -22,6 +23,8 @@ mod waiting;
 pub(crate) use lease::no_lease;
 pub(crate) use link::link_is_down;
 pub(crate) use turn::{Open, OpenOutcomes, Turn};
+
+use std::rc::Rc;
 
 use arpwarden_common::{
     abi::AddressKey,
@@ -34,7 +37,8 @@ use self::{
     claim::{Attempt, Step},
     defend::Defence,
     link::Resume,
-    registration::{Doubt, Registration, Target},
+    rare::{Rare, Usual},
+    registration::{Doubt, Errand, Registration, Target},
     repair::Repairs,
     waiting::{Waiter, Waiting},
 };
@@ -54,53 +58,78 @@ enum Slot {
     Installed,
 }
 
-/// A managed address.
+/// A managed address. There may be very many, and with most of them nothing is going on: what only some need has a
+/// place of its own.
 #[derive(Clone, Debug)]
 pub struct Managed {
     key: AddressKey,
     state: State,
     since: MonoTime,
     reason: Reason,
-    spec: Option<OnlineSpec>,
+    spec: Option<Rc<OnlineSpec>>,
     /// What was written down of `spec`.
-    remembered: Option<OnlineSpec>,
+    remembered: Option<Rc<OnlineSpec>>,
     generation: u8,
     /// Since when the word carries it.
     generation_since: MonoTime,
-    /// The address may be answered until then.
-    lease: Option<MonoTime>,
-    /// The lease that the datapath was told last.
-    told_lease: Option<MonoTime>,
+    lease: Rare<Lease>,
     local: bool,
     /// When the kernel acknowledged the latest change that we asked for, or when this life of the address began.
     acknowledged: MonoTime,
-    doubt: Doubt,
-    slot: Slot,
     /// The word that the datapath was told last.
     word: StateWord,
     registration: Registration,
-    /// When the kernel was asked to add it last.
-    asked_to_add: MonoTime,
     /// Prefix length of the registration, 1..=32; a later claim may ask for another one.
     registered_prefix: u8,
-    restorations: Restorations,
     /// How a suspended address goes on.
     resume: Resume,
     /// The address was ours before its link went down and is probed for again: a conflict loses it.
     recheck: bool,
+    /// The claim began on a watched address and goes back there if it fails.
+    was_watched: bool,
+    /// The first announcement of this claim has left.
+    announced: bool,
+    target: Target,
+    owner: Option<Box<Owner>>,
+    work: Rare<Work>,
+    trouble: Rare<Trouble>,
+    gone: bool,
+    /// The deadline that the engine has in its timer table.
+    pub(crate) armed: Option<MonoTime>,
+}
+
+/// Until when an address may be answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Lease {
+    until: Option<MonoTime>,
+    /// The one that the datapath was told last.
+    told: Option<MonoTime>,
+}
+
+/// What is under way with an address: claiming it, announcing it, giving it up.
+#[derive(Clone, PartialEq, Debug)]
+struct Work {
+    slot: Slot,
+    errand: Errand,
+    doubt: Doubt,
     attempt: Option<Attempt>,
     /// A refused claim goes on at that time.
     retry: Option<MonoTime>,
-    refusals: u32,
-    refused_by: Option<(Claimant, Reason)>,
-    /// The claim began on a watched address and goes back there if it fails.
-    was_watched: bool,
     plan: Option<Plan>,
-    /// The first announcement of this claim has left.
-    announced: bool,
     question: Question,
     question_failures: u8,
     window: Window,
+    repairs: Option<Repairs>,
+    asks: Option<Asks>,
+    waiters: Vec<Waiter>,
+}
+
+/// What others have done to an address, and what was done about it.
+#[derive(Clone, PartialEq, Debug)]
+struct Trouble {
+    refusals: u32,
+    refused_by: Option<(Claimant, Reason)>,
+    restorations: Restorations,
     defence: Defence,
     defence_failures: u8,
     defended: Defences,
@@ -111,18 +140,68 @@ pub struct Managed {
     contested_until: Option<MonoTime>,
     /// The latest claim that was not answered by a defence (state `contested`).
     challenger: Option<Claimant>,
-    repairs: Option<Repairs>,
-    asks: Option<Asks>,
-    target: Target,
-    owner: Option<Owner>,
     flaps: OwnerFlaps,
-    waiters: Vec<Waiter>,
     conflicts: u64,
     defences: u64,
     last_error: Option<String>,
-    gone: bool,
-    /// The deadline that the engine has in its timer table.
-    pub(crate) armed: Option<MonoTime>,
+}
+
+impl Usual for Lease {
+    const USUAL: &'static Self = &Self { until: None, told: None };
+}
+
+impl Usual for Work {
+    const USUAL: &'static Self = &Self {
+        slot: Slot::Installed,
+        errand: Errand::NONE,
+        doubt: Doubt::None,
+        attempt: None,
+        retry: None,
+        plan: None,
+        question: Question::None,
+        question_failures: 0,
+        window: Window::None,
+        repairs: None,
+        asks: None,
+        waiters: Vec::new(),
+    };
+}
+
+impl Usual for Trouble {
+    const USUAL: &'static Self = &Self {
+        refusals: 0,
+        refused_by: None,
+        restorations: Restorations::NONE,
+        defence: Defence::None,
+        defence_failures: 0,
+        defended: Defences::NONE,
+        conflict: None,
+        loudness: Loudness::NONE,
+        contested_until: None,
+        challenger: None,
+        flaps: OwnerFlaps::NONE,
+        conflicts: 0,
+        defences: 0,
+        last_error: None,
+    };
+}
+
+// On 64-bit machines: most of what the daemon remembers of an address.
+const _: () = assert!(size_of::<usize>() != 8 || size_of::<Managed>() <= 128);
+
+/// How addresses are claimed. Mostly they are claimed alike, many in a row: those share it.
+#[derive(Debug, Default)]
+pub(crate) struct Specs {
+    latest: Option<Rc<OnlineSpec>>,
+}
+
+impl Specs {
+    fn share(&mut self, spec: OnlineSpec) -> Rc<OnlineSpec> {
+        match &self.latest {
+            Some(latest) if **latest == spec => Rc::clone(latest),
+            Some(_) | None => Rc::clone(self.latest.insert(Rc::new(spec))),
+        }
+    }
 }
 
 /// What others may read.
@@ -144,7 +223,7 @@ impl Managed {
 
     /// How it was claimed last; `None` if it has only been watched.
     pub fn spec(&self) -> Option<&OnlineSpec> {
-        self.spec.as_ref()
+        self.spec.as_deref()
     }
 
     /// The generation of its claim, which the state word carries.
@@ -154,7 +233,7 @@ impl Managed {
 
     /// End of its lease (CLOCK_BOOTTIME), past or to come; `None`: no lease.
     pub fn lease_until(&self) -> Option<MonoTime> {
-        self.lease
+        self.lease.until
     }
 
     /// Configured in this network namespace, as far as the engine knows.
@@ -169,62 +248,54 @@ impl Managed {
 
     /// Who claimed it last.
     pub fn owner(&self) -> Option<Owner> {
-        self.owner
+        self.owner.as_deref().copied()
     }
 
     /// Claims and probes that were conflicts, in frames.
     pub fn conflicts(&self) -> u64 {
-        self.conflicts
+        self.trouble.conflicts
     }
 
     /// Defences that have left.
     pub fn defences(&self) -> u64 {
-        self.defences
+        self.trouble.defences
     }
 
     /// When it was defended last (CLOCK_BOOTTIME).
     pub fn last_defence(&self) -> Option<MonoTime> {
-        self.defended.last()
+        self.trouble.defended.last()
     }
 
     /// Refusals since it was ours last.
     pub fn refusals(&self) -> u32 {
-        self.refusals
+        self.trouble.refusals
     }
 
     /// Who refused it last, and how.
     pub fn refused_by(&self) -> Option<(Claimant, Reason)> {
-        self.refused_by
+        self.trouble.refused_by
     }
 
     /// What failed last, in words.
     pub fn last_error(&self) -> Option<&str> {
-        self.last_error.as_deref()
+        self.trouble.last_error.as_deref()
     }
 
     /// When a refused claim, or a deletion that the kernel refused, is tried again (CLOCK_BOOTTIME).
     pub fn next_retry(&self) -> Option<MonoTime> {
-        let deletion = match self.registration {
-            Registration::Refused { retry, .. } => Some(retry),
-            Registration::Absent
-            | Registration::Registering { .. }
-            | Registration::Present
-            | Registration::Deregistering { .. } => None,
-        };
-        self.retry.or(deletion)
+        self.work.retry.or_else(|| self.deletion_retry())
     }
 
     /// When the move budget allows a defence again (CLOCK_BOOTTIME); state `contested` only.
     pub fn contested_until(&self) -> Option<MonoTime> {
-        self.contested_until
+        self.trouble.contested_until
     }
 }
 
 /// Births.
 impl Managed {
     fn new(key: AddressKey, state: State, reason: Reason, turn: &mut Turn<'_>) -> Self {
-        let tag = turn.tag();
-        Self {
+        let mut address = Self {
             key,
             state,
             since: turn.now,
@@ -233,57 +304,34 @@ impl Managed {
             remembered: None,
             generation: 0,
             generation_since: turn.now,
-            lease: None,
-            told_lease: None,
+            lease: Rare::usual(),
             local: false,
             acknowledged: turn.now,
-            doubt: Doubt::None,
-            slot: Slot::Installing { tag },
             word: StateWord::VACANT,
             registration: Registration::Absent,
-            asked_to_add: turn.now,
             registered_prefix: 32,
-            restorations: Restorations::default(),
             resume: Resume::Never,
             recheck: false,
-            attempt: None,
-            retry: None,
-            refusals: 0,
-            refused_by: None,
             was_watched: false,
-            plan: None,
             announced: false,
-            question: Question::None,
-            question_failures: 0,
-            window: Window::None,
-            defence: Defence::None,
-            defence_failures: 0,
-            defended: Defences::default(),
-            conflict: None,
-            loudness: Loudness::default(),
-            contested_until: None,
-            challenger: None,
-            repairs: None,
-            asks: None,
             target: Target::Gone(Reason::Commanded),
             owner: None,
-            flaps: OwnerFlaps::default(),
-            waiters: Vec::new(),
-            conflicts: 0,
-            defences: 0,
-            last_error: None,
+            work: Rare::usual(),
+            trouble: Rare::usual(),
             gone: false,
             armed: None,
-        }
+        };
+        address.work.slot = Slot::Installing { tag: turn.tag() };
+        address
     }
 
     /// Makes the new address known to the datapath.
     fn install(&mut self, turn: &mut Turn<'_>) {
-        if let Slot::Installing { tag } = self.slot {
+        if let Slot::Installing { tag } = self.work.slot {
             turn.open(self.key, Open::Install { tag });
         }
         self.word = self.wanted_word(turn);
-        if self.word.may_answer() && self.lease.is_some() {
+        if self.word.may_answer() && self.lease.until.is_some() {
             // The lease can't be told before the slot is there. An adopted address stays answered by its kernel until
             // then: `watched` is never shielded.
             let flags = if self.local { StateWord::LOCAL } else { 0 };
@@ -329,7 +377,7 @@ impl Managed {
             | State::Contested
             | State::Yielding
             | State::Refused
-            | State::Lost => address.attempt = Some(Attempt { step: Step::Settling, failures: 0 }),
+            | State::Lost => address.work.attempt = Some(Attempt { step: Step::Settling, failures: 0 }),
         }
         address.install(turn);
         address
@@ -344,8 +392,8 @@ impl Managed {
     fn wanted_word(&self, turn: &Turn<'_>) -> StateWord {
         let shielded = match self.registration {
             Registration::Absent => false,
-            Registration::Registering { .. } => true,
-            Registration::Present | Registration::Deregistering { .. } | Registration::Refused { .. } => {
+            Registration::Registering => true,
+            Registration::Present | Registration::Deregistering | Registration::Refused => {
                 !self.state.may_answer()
             }
         };
@@ -356,8 +404,8 @@ impl Managed {
     /// What the program does about a conflict by itself. While any claim takes ours back it steps aside at once, whether
     /// this daemon still lives or not.
     fn policy(&self) -> Policy {
-        match self.spec {
-            Some(_) if self.state.may_answer() && self.window != Window::None => Policy::Yield,
+        match self.spec() {
+            Some(_) if self.state.may_answer() && self.work.window != Window::None => Policy::Yield,
             Some(spec) if self.state.may_answer() => match spec.defend {
                 Defend::Yield => Policy::Yield,
                 Defend::Once => Policy::Once,
@@ -370,7 +418,7 @@ impl Managed {
     /// Tells the datapath, if there is something new to tell: silence before all else, a lease before the word that
     /// it bounds.
     fn publish(&mut self, turn: &mut Turn<'_>) {
-        if self.slot != Slot::Installed || self.gone {
+        if self.work.slot != Slot::Installed || self.gone {
             return;
         }
         let word = self.wanted_word(turn);
@@ -385,17 +433,24 @@ impl Managed {
     }
 
     fn tell_lease(&mut self, turn: &mut Turn<'_>) {
-        if self.told_lease != self.lease {
-            self.told_lease = self.lease;
-            turn.actions.push_back(Action::Lease { key: self.key, until: self.lease });
+        if self.lease.told != self.lease.until {
+            self.lease.told = self.lease.until;
+            turn.actions.push_back(Action::Lease { key: self.key, until: self.lease.until });
         }
     }
 
     /// Has written down how the address is claimed, if that is new.
     fn remember(&mut self, turn: &mut Turn<'_>) {
         if self.remembered != self.spec {
-            self.remembered = self.spec;
-            turn.actions.push_back(Action::Remember { key: self.key, spec: self.spec });
+            self.remembered.clone_from(&self.spec);
+            turn.actions.push_back(Action::Remember { key: self.key, spec: self.spec().copied() });
+        }
+    }
+
+    fn change_spec(&mut self, change: impl FnOnce(&mut OnlineSpec), turn: &mut Turn<'_>) {
+        if let Some(mut spec) = self.spec().copied() {
+            change(&mut spec);
+            self.spec = Some(turn.specs.share(spec));
         }
     }
 
@@ -426,12 +481,12 @@ impl Managed {
 
     /// Drops all that only an address that may answer does.
     fn lay_down(&mut self, turn: &mut Turn<'_>) {
-        self.plan = None;
-        self.question = Question::None;
-        self.window = Window::None;
-        self.defence = Defence::None;
-        self.contested_until = None;
-        self.challenger = None;
+        self.work.plan = None;
+        self.work.question = Question::None;
+        self.work.window = Window::None;
+        self.trouble.defence = Defence::None;
+        self.trouble.contested_until = None;
+        self.trouble.challenger = None;
         self.stop_asking(turn);
         let state = self.state;
         let over = |what: &Waiting| matches!(what, Waiting::Announce | Waiting::Repair);
@@ -452,13 +507,25 @@ impl Managed {
         turn.event(self.key, EventKind::State { from: Some(self.state), to: None, reason });
     }
 
+    /// Gives back the room of what is over.
+    pub(crate) fn tidy(&mut self) {
+        self.lease.tidy();
+        self.work.tidy();
+        self.trouble.tidy();
+    }
+
+    /// Something is under way with it.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.work.is_usual()
+    }
+
     /// The engine drops it.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone
     }
 
     fn fail(&mut self, what: String, turn: &mut Turn<'_>) {
-        self.last_error = Some(what.clone());
+        self.trouble.last_error = Some(what.clone());
         turn.event(self.key, EventKind::Failed { what });
     }
 }
@@ -466,12 +533,12 @@ impl Managed {
 /// Outcomes.
 impl Managed {
     pub(crate) fn installed(&mut self, tag: u64, result: Result<(), String>, turn: &mut Turn<'_>) {
-        if self.slot != (Slot::Installing { tag }) {
+        if self.work.slot != (Slot::Installing { tag }) {
             return;
         }
         match result {
             Ok(()) => {
-                self.slot = Slot::Installed;
+                self.work.slot = Slot::Installed;
                 self.publish(turn);
                 self.answer_all(turn, |what| matches!(what, Waiting::Watch), &Answer::Done);
                 if self.state.may_answer() {

@@ -17,19 +17,40 @@ use crate::{
     params::{BACKOFF_MAX, BACKOFF_MIN, REPORT_DELAY, RESTORATIONS, RESTORATIONS_WINDOW},
 };
 
-/// Whether the kernel has the address because of us.
+/// Whether the kernel has the address because of us. What of it is open is an [`Errand`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Registration {
     /// No.
     Absent,
-    /// Asked for; `again`: somebody else had taken it off.
-    Registering { tag: u64, again: bool },
+    /// Asked for.
+    Registering,
     /// Yes.
     Present,
-    /// Asked to delete it; `wait` before it is asked again.
-    Deregistering { tag: u64, wait: Duration },
+    /// Asked to delete it.
+    Deregistering,
     /// The kernel refused to delete it.
-    Refused { retry: MonoTime, wait: Duration },
+    Refused,
+}
+
+/// What the kernel is asked for, or has refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Errand {
+    /// Tells its outcome from that of an earlier one.
+    tag: u64,
+    /// Of a registration: somebody else had taken it off.
+    again: bool,
+    /// When the kernel was asked.
+    asked: MonoTime,
+    /// Of a deletion: before it is asked for again, if it is refused.
+    pub(super) wait: Duration,
+    /// A refused deletion is tried again then.
+    retry: Option<MonoTime>,
+}
+
+impl Errand {
+    /// Nothing is asked for.
+    pub(super) const NONE: Self =
+        Self { tag: 0, again: false, asked: MonoTime(0), wait: Duration::ZERO, retry: None };
 }
 
 /// Where an address goes when it is given up.
@@ -52,10 +73,15 @@ pub(super) enum Doubt {
 }
 
 impl Managed {
+    /// When a deletion that the kernel refused is tried again.
+    pub(super) fn deletion_retry(&self) -> Option<MonoTime> {
+        self.work.errand.retry.filter(|_| self.registration == Registration::Refused)
+    }
+
     /// Goes to `target` without a detour if the kernel does not have the address, else by way of `yielding`.
     pub(super) fn release(&mut self, target: Target, reason: Reason, turn: &mut Turn<'_>) {
-        self.attempt = None;
-        self.retry = None;
+        self.work.attempt = None;
+        self.work.retry = None;
         self.resume = Resume::Never;
         self.recheck = false;
         self.target = target;
@@ -86,7 +112,7 @@ impl Managed {
 
     /// Takes it off the interface, if we put it there. A request that is open already is waited for.
     pub(super) fn deregister(&mut self, turn: &mut Turn<'_>) {
-        if self.registration == Registration::Present && self.slot == Slot::Installed {
+        if self.registration == Registration::Present && self.work.slot == Slot::Installed {
             self.ask_to_delete(BACKOFF_MIN, turn);
         }
     }
@@ -94,8 +120,8 @@ impl Managed {
     /// Shield first, then the kernel.
     pub(super) fn ask_to_add(&mut self, again: bool, turn: &mut Turn<'_>) {
         let tag = turn.tag();
-        self.registration = Registration::Registering { tag, again };
-        self.asked_to_add = turn.now;
+        self.registration = Registration::Registering;
+        self.work.errand = Errand { tag, again, asked: turn.now, ..Errand::NONE };
         self.publish(turn);
         turn.open(self.key, Open::Register { tag });
         let prefix_length = self.registered_prefix;
@@ -104,24 +130,25 @@ impl Managed {
 
     pub(super) fn ask_to_delete(&mut self, wait: Duration, turn: &mut Turn<'_>) {
         let tag = turn.tag();
-        self.registration = Registration::Deregistering { tag, wait };
+        self.registration = Registration::Deregistering;
+        self.work.errand = Errand { tag, wait, asked: turn.now, ..Errand::NONE };
         turn.open(self.key, Open::Deregister { tag });
         let prefix_length = self.registered_prefix;
         turn.actions.push_back(Action::Deregister { key: self.key, prefix_length });
     }
 
     pub(crate) fn registered(&mut self, tag: u64, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Registration::Registering { tag: wanted, again } = self.registration else { return };
-        if wanted != tag {
+        if self.registration != Registration::Registering || self.work.errand.tag != tag {
             return;
         }
+        let Errand { again, asked, .. } = core::mem::replace(&mut self.work.errand, Errand::NONE);
         match result {
             Ok(()) => {
                 self.registration = Registration::Present;
                 self.local = true;
                 self.acknowledged = turn.now;
-                self.doubt = Doubt::None;
-                if self.is_at(Step::Registering) && self.is_silence_old(turn) {
+                self.work.doubt = Doubt::None;
+                if self.is_at(Step::Registering) && self.is_silence_old(asked, turn) {
                     self.go_to(Step::Settling);
                     self.settle(turn);
                 } else if self.is_at(Step::Registering) {
@@ -160,23 +187,22 @@ impl Managed {
     }
 
     pub(crate) fn deregistered(&mut self, tag: u64, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Registration::Deregistering { tag: wanted, wait } = self.registration else { return };
-        if wanted != tag {
+        if self.registration != Registration::Deregistering || self.work.errand.tag != tag {
             return;
         }
+        let Errand { wait, .. } = core::mem::replace(&mut self.work.errand, Errand::NONE);
         match result {
             Ok(()) => {
                 self.registration = Registration::Absent;
                 self.local = false;
                 self.acknowledged = turn.now;
-                self.doubt = Doubt::None;
+                self.work.doubt = Doubt::None;
                 self.off_the_interface(turn);
             }
             Err(why) => {
-                self.registration = Registration::Refused {
-                    retry: turn.now.after(wait),
-                    wait: wait.saturating_mul(2).min(BACKOFF_MAX),
-                };
+                self.registration = Registration::Refused;
+                let next = wait.saturating_mul(2).min(BACKOFF_MAX);
+                self.work.errand = Errand { wait: next, retry: Some(turn.now.after(wait)), ..Errand::NONE };
                 let what = format!(
                     "taking {} off the interface: {why}; it stays silent and is tried again in {} s",
                     self.key.address,
@@ -205,9 +231,9 @@ impl Managed {
     pub(crate) fn local(&mut self, local: bool, turn: &mut Turn<'_>) {
         let settled = self.acknowledged.after(REPORT_DELAY);
         let recent = turn.now < settled;
-        match self.doubt {
-            Doubt::Removed(_) if local => self.doubt = Doubt::None,
-            Doubt::Added(_) if !local => self.doubt = Doubt::None,
+        match self.work.doubt {
+            Doubt::Removed(_) if local => self.work.doubt = Doubt::None,
+            Doubt::Added(_) if !local => self.work.doubt = Doubt::None,
             Doubt::None | Doubt::Removed(_) | Doubt::Added(_) => {}
         }
         if local == self.local {
@@ -217,21 +243,21 @@ impl Managed {
             self.local = true;
             self.publish(turn);
             match self.registration {
-                Registration::Absent if recent => self.doubt = Doubt::Added(settled),
+                Registration::Absent if recent => self.work.doubt = Doubt::Added(settled),
                 Registration::Absent => turn.event(self.key, EventKind::AddressAdded),
                 Registration::Present if self.keeps_registration() => {
                     turn.event(self.key, EventKind::AddressAdded);
                 }
-                Registration::Registering { .. }
+                Registration::Registering
                 | Registration::Present
-                | Registration::Deregistering { .. }
-                | Registration::Refused { .. } => {}
+                | Registration::Deregistering
+                | Registration::Refused => {}
             }
             return;
         }
         if self.registration == Registration::Present && self.keeps_registration() {
-            if recent || self.slot != Slot::Installed {
-                self.doubt = Doubt::Removed(settled.max(turn.now));
+            if recent || self.work.slot != Slot::Installed {
+                self.work.doubt = Doubt::Removed(settled.max(turn.now));
             } else {
                 self.removed(turn);
             }
@@ -249,14 +275,14 @@ impl Managed {
 
     /// Nothing has contradicted the report.
     pub(super) fn settle_doubt(&mut self, turn: &mut Turn<'_>) {
-        if self.slot != Slot::Installed {
+        if self.work.slot != Slot::Installed {
             // Nothing is put back that no word shields yet.
-            if let Doubt::Removed(until) | Doubt::Added(until) = &mut self.doubt {
+            if let Doubt::Removed(until) | Doubt::Added(until) = &mut self.work.doubt {
                 *until = turn.now.after(REPORT_DELAY);
             }
             return;
         }
-        let doubt = core::mem::replace(&mut self.doubt, Doubt::None);
+        let doubt = core::mem::replace(&mut self.work.doubt, Doubt::None);
         match doubt {
             Doubt::None => {}
             Doubt::Removed(_) if self.registration == Registration::Present => {
@@ -277,7 +303,7 @@ impl Managed {
     /// Somebody else took it off the interface while it was ours.
     pub(super) fn removed(&mut self, turn: &mut Turn<'_>) {
         self.local = false;
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.spec().copied() else { return };
         let restore = match spec.on_removed {
             OnRemoved::Report => {
                 self.publish(turn);
@@ -285,7 +311,7 @@ impl Managed {
                 return;
             }
             OnRemoved::GiveUp => Err(format!("{} was taken off the interface", self.key.address)),
-            OnRemoved::Restore if self.restorations.allow(turn.now) => Ok(()),
+            OnRemoved::Restore if self.trouble.restorations.allow(turn.now) => Ok(()),
             OnRemoved::Restore => Err(format!(
                 "{} was taken off the interface again: it was put back {RESTORATIONS} times in {} s, and somebody seems \
                  to mean it",
@@ -307,7 +333,7 @@ impl Managed {
 
     /// It is on the interface no more and is not put back; `news`: what has not been told yet.
     fn lose_to_removal(&mut self, what: String, news: Option<EventKind>, turn: &mut Turn<'_>) {
-        self.attempt = None;
+        self.work.attempt = None;
         self.recheck = false;
         let from = self.enter(State::Lost, Reason::AddressRemoved, turn);
         if let Some(news) = news {

@@ -30,12 +30,12 @@ pub(super) enum RepairStep {
 
 impl Managed {
     pub(super) fn launch_repair(&mut self, turn: &mut Turn<'_>) -> bool {
-        let Some(mut repairs) = self.repairs.filter(|repairs| repairs.step == RepairStep::Queued) else {
+        let Some(mut repairs) = self.work.repairs.filter(|repairs| repairs.step == RepairStep::Queued) else {
             return false;
         };
         let tag = turn.tag();
         repairs.step = RepairStep::Flying { tag };
-        self.repairs = Some(repairs);
+        self.work.repairs = Some(repairs);
         let owner = repairs.owner.mac;
         let frame = Outgoing::announcement(turn.interface.mac, owner, self.key.vlan, self.key.address);
         turn.send(self.key, Purpose::Repair, frame, tag, 0);
@@ -43,7 +43,7 @@ impl Managed {
     }
 
     pub(super) fn repair_sent(&mut self, tag: u64, result: Result<(), String>, turn: &mut Turn<'_>) {
-        let Some(mut repairs) = self.repairs else { return };
+        let Some(mut repairs) = self.work.repairs else { return };
         if repairs.step != (RepairStep::Flying { tag }) {
             return;
         }
@@ -72,7 +72,7 @@ impl Managed {
             }
         };
         repairs.step = RepairStep::Due { due: turn.now.after(next) };
-        self.repairs = Some(repairs);
+        self.work.repairs = Some(repairs);
         if repairs.done >= REPAIRS {
             self.stop_repairs(turn);
         }
@@ -80,7 +80,7 @@ impl Managed {
     }
 
     pub(super) fn stop_repairs(&mut self, turn: &mut Turn<'_>) {
-        if let Some(repairs) = self.repairs.take()
+        if let Some(repairs) = self.work.repairs.take()
             && repairs.sent > 0
         {
             let count = u64::from(repairs.sent);

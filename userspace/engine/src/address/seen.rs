@@ -18,7 +18,7 @@ use crate::{
 
 impl Managed {
     pub(crate) fn seen(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
-        if self.slot != Slot::Installed {
+        if self.work.slot != Slot::Installed {
             return; // of an earlier life: the datapath does not look out for this one yet
         }
         match sighting.kind {
@@ -51,7 +51,7 @@ impl Managed {
 
     pub(super) fn seen_claim(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let first_owner = self.owner.is_none();
-        self.owner = Some(Owner { claimant: sighting.claimant, seen: sighting.at });
+        self.owner = Some(Box::new(Owner { claimant: sighting.claimant, seen: sighting.at }));
         // Not under an earlier generation, which the word has left since. The stamp is up to a jiffy early.
         let fell = sighting.fell && sighting.at.after(LEASE_MARGIN) >= self.generation_since;
         match self.state {
@@ -60,7 +60,7 @@ impl Managed {
             }
             State::Probing => self.refused(sighting, Reason::Claimed, turn),
             State::Announcing | State::Online | State::Contested => {
-                if self.window != Window::None {
+                if self.work.window != Window::None {
                     self.roll_back(sighting, turn);
                 } else if fell {
                     self.lose(sighting, Reason::DefendPolicy, turn);
@@ -77,7 +77,7 @@ impl Managed {
             }
         }
         // Another MAC speaks for the address now: the one that the repairs tell may be yesterday's.
-        if self.repairs.is_some_and(|repairs| repairs.owner.mac != sighting.claimant.mac) {
+        if self.work.repairs.is_some_and(|repairs| repairs.owner.mac != sighting.claimant.mac) {
             self.stop_repairs(turn);
             self.settle(turn);
         }
@@ -88,10 +88,12 @@ impl Managed {
 
     /// Counts a conflict and tells of it.
     pub(super) fn tell_conflict(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
-        self.conflicts = self.conflicts.saturating_add(sighting.count);
+        self.trouble.conflicts = self.trouble.conflicts.saturating_add(sighting.count);
         let loud = match sighting.kind {
-            SightingKind::Claim | SightingKind::Flood => self.loudness.add(sighting.at, sighting.count),
-            SightingKind::Probe | SightingKind::Echo { .. } => self.loudness.is_loud(sighting.at),
+            SightingKind::Claim | SightingKind::Flood => {
+                self.trouble.loudness.add(sighting.at, sighting.count)
+            }
+            SightingKind::Probe | SightingKind::Echo { .. } => self.trouble.loudness.is_loud(sighting.at),
         };
         if sighting.kind == SightingKind::Flood {
             turn.event(self.key, EventKind::ClaimantFlood { sighting: *sighting });
@@ -114,7 +116,7 @@ impl Managed {
 
     /// It was ours and is another host's.
     fn lose(&mut self, sighting: &Sighting, reason: Reason, turn: &mut Turn<'_>) {
-        self.attempt = None;
+        self.work.attempt = None;
         self.recheck = false;
         let from = self.enter(State::Lost, reason, turn);
         self.tell_conflict(sighting, turn);
@@ -127,7 +129,7 @@ impl Managed {
     /// Takes an `immediate` claim back: silent first, then the kernel, then everybody hears of the owner again.
     pub(super) fn roll_back(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
         let (claimant, reason) = (sighting.claimant, Reason::RolledBack);
-        let harmed = self.announced || self.plan.as_ref().is_some_and(Plan::is_flying);
+        let harmed = self.announced || self.work.plan.as_ref().is_some_and(Plan::is_flying);
         let from = self.enter(State::Refused, reason, turn);
         self.tell_conflict(sighting, turn);
         turn.event(self.key, EventKind::RolledBack { claimant });
@@ -136,17 +138,17 @@ impl Managed {
         self.deregister(turn);
         if harmed {
             let step = RepairStep::Queued;
-            self.repairs = Some(Repairs { owner: claimant, step, done: 0, sent: 0, failures: 0 });
+            self.work.repairs = Some(Repairs { owner: claimant, step, done: 0, sent: 0, failures: 0 });
             turn.outbox.push(Wish::Urgent(self.key, Urgent::Repair));
         }
     }
 
     /// A claim for an address that is ours (RFC 5227 §2.4).
     pub(super) fn challenged(&mut self, sighting: &Sighting, turn: &mut Turn<'_>) {
-        let Some(spec) = self.spec else { return };
+        let Some(spec) = self.spec().copied() else { return };
         let interval = DEFEND_INTERVAL.saturating_add(ONCE_MARGIN);
-        let recent = self.conflict.is_some_and(|earlier| sighting.at.since(earlier) < interval);
-        self.conflict = Some(sighting.at);
+        let recent = self.trouble.conflict.is_some_and(|earlier| sighting.at.since(earlier) < interval);
+        self.trouble.conflict = Some(sighting.at);
         let lost = match spec.defend {
             Defend::Yield => true,
             // The program counts too, and exactly: what it has defended against was no second conflict.
@@ -161,7 +163,7 @@ impl Managed {
         if sighting.defended {
             self.defended_by_program(sighting, turn);
         } else if self.state == State::Contested {
-            self.challenger = Some(sighting.claimant);
+            self.trouble.challenger = Some(sighting.claimant);
         } else {
             self.defend(sighting.claimant, turn);
         }
@@ -177,10 +179,10 @@ impl Managed {
         if self.state == State::Watched
             && sighting.owner_changed
             && !first_owner
-            && self.flaps.add(sighting.at, sighting.repeat)
+            && self.trouble.flaps.add(sighting.at, sighting.repeat)
         {
-            self.conflicts = self.conflicts.saturating_add(sighting.count);
-            let loud = self.loudness.add(sighting.at, sighting.count);
+            self.trouble.conflicts = self.trouble.conflicts.saturating_add(sighting.count);
+            let loud = self.trouble.loudness.add(sighting.at, sighting.count);
             turn.event(self.key, EventKind::Conflict { sighting: *sighting, loud });
         }
     }

@@ -7,7 +7,7 @@ use super::{
     announce::{Question, Window},
     claim::{Attempt, Step},
     defend::Defence,
-    registration::{Doubt, Registration},
+    registration::Doubt,
     repair::RepairStep,
     turn::{Flight, Turn},
 };
@@ -21,7 +21,7 @@ use crate::{
 impl Managed {
     /// When it wants to be looked at next.
     pub(crate) fn deadline(&self) -> Option<MonoTime> {
-        let attempt = match self.attempt.map(|attempt| attempt.step) {
+        let attempt = match self.work.attempt.map(|attempt| attempt.step) {
             Some(Step::Waiting { due, .. }) => Some(due),
             Some(Step::Listening { until }) => Some(until),
             Some(
@@ -33,13 +33,6 @@ impl Managed {
             )
             | None => None,
         };
-        let registration = match self.registration {
-            Registration::Refused { retry, .. } => Some(retry),
-            Registration::Absent
-            | Registration::Registering { .. }
-            | Registration::Present
-            | Registration::Deregistering { .. } => None,
-        };
         let waits = match self.state {
             State::Refused | State::Suspended => self.first_wait_over(),
             State::Watched
@@ -50,40 +43,43 @@ impl Managed {
             | State::Yielding
             | State::Lost => None,
         };
-        let doubt = match self.doubt {
+        let doubt = match self.work.doubt {
             Doubt::None => None,
             Doubt::Removed(until) | Doubt::Added(until) => Some(until),
         };
-        let plan =
-            if self.state == State::Announcing { self.plan.as_ref().and_then(Plan::deadline) } else { None };
-        let question = match self.question {
+        let plan = if self.state == State::Announcing {
+            self.work.plan.as_ref().and_then(Plan::deadline)
+        } else {
+            None
+        };
+        let question = match self.work.question {
             Question::Due { due } => Some(due),
             Question::None | Question::Wanted | Question::Queued | Question::Flying { .. } => None,
         };
-        let window = match self.window {
+        let window = match self.work.window {
             Window::Until(until) => Some(until),
             Window::None | Window::Ahead => None,
         };
-        let defence = match self.defence {
+        let defence = match self.trouble.defence {
             Defence::Due { due, .. } => Some(due),
             Defence::None | Defence::Queued { .. } | Defence::Flying { .. } => None,
         };
-        let repair = match self.repairs.map(|repairs| repairs.step) {
+        let repair = match self.work.repairs.map(|repairs| repairs.step) {
             Some(RepairStep::Due { due }) => Some(due),
             Some(RepairStep::Queued | RepairStep::Flying { .. }) | None => None,
         };
         let all = [
             attempt,
-            registration,
-            self.retry,
+            self.deletion_retry(),
+            self.work.retry,
             waits,
             plan,
             question,
             window,
             defence,
-            self.contested_until,
+            self.trouble.contested_until,
             repair,
-            self.asks.as_ref().and_then(|asks| asks.retry),
+            self.work.asks.as_ref().and_then(|asks| asks.retry),
             doubt,
             self.lease_deadline(),
         ];
@@ -93,20 +89,18 @@ impl Managed {
     /// Does what is due.
     pub(crate) fn on_timer(&mut self, turn: &mut Turn<'_>) {
         let now = turn.now;
-        if let Registration::Refused { retry, wait } = self.registration
-            && retry <= now
-        {
-            self.ask_to_delete(wait, turn);
+        if self.deletion_retry().is_some_and(|retry| retry <= now) {
+            self.ask_to_delete(self.work.errand.wait, turn);
         }
-        if let Some(mut repairs) = self.repairs
+        if let Some(mut repairs) = self.work.repairs
             && let RepairStep::Due { due } = repairs.step
             && due <= now
         {
             repairs.step = RepairStep::Queued;
-            self.repairs = Some(repairs);
+            self.work.repairs = Some(repairs);
             turn.outbox.push(Wish::Urgent(self.key, Urgent::Repair));
         }
-        if let Doubt::Removed(until) | Doubt::Added(until) = self.doubt
+        if let Doubt::Removed(until) | Doubt::Added(until) = self.work.doubt
             && until <= now
         {
             self.settle_doubt(turn);
@@ -117,43 +111,43 @@ impl Managed {
                 return;
             }
         }
-        if self.asks.as_ref().and_then(|asks| asks.retry).is_some_and(|retry| retry <= now) {
+        if self.work.asks.as_ref().and_then(|asks| asks.retry).is_some_and(|retry| retry <= now) {
             self.ask_again(turn);
         }
         if self.state == State::Refused {
             if self.first_wait_over().is_some_and(|end| end <= now) {
                 self.give_up_waiting(turn);
             }
-            if self.retry.is_some_and(|retry| retry <= now) {
+            if self.work.retry.is_some_and(|retry| retry <= now) {
                 self.begin(Reason::Retry, turn);
             }
         }
         self.ask_if_due(turn);
-        if let Some(Attempt { step: Step::Listening { until }, .. }) = self.attempt
+        if let Some(Attempt { step: Step::Listening { until }, .. }) = self.work.attempt
             && until <= now
         {
             self.register(turn);
         }
-        if let Window::Until(until) = self.window
+        if let Window::Until(until) = self.work.window
             && until <= now
         {
             self.close_window(turn);
         }
-        if self.contested_until.is_some_and(|until| until <= now) {
+        if self.trouble.contested_until.is_some_and(|until| until <= now) {
             self.uncontest(turn);
         }
-        if let Defence::Due { claimant, due } = self.defence
+        if let Defence::Due { claimant, due } = self.trouble.defence
             && due <= now
         {
             self.defend(claimant, turn);
         }
-        if let Question::Due { due } = self.question
+        if let Question::Due { due } = self.work.question
             && due <= now
         {
             self.ask_behind(turn);
         }
         if self.state == State::Announcing
-            && let Some(plan) = &mut self.plan
+            && let Some(plan) = &mut self.work.plan
             && plan.on_timer(now, turn.dice)
         {
             self.queue_plan(turn);
@@ -175,11 +169,11 @@ impl Managed {
     pub(crate) fn sent(&mut self, flight: &Flight, result: Result<(), String>, turn: &mut Turn<'_>) {
         match flight.purpose {
             Purpose::Probe => {
-                if let Some(Attempt { step: Step::Flying { sent, tag }, .. }) = self.attempt
+                if let Some(Attempt { step: Step::Flying { sent, tag }, .. }) = self.work.attempt
                     && tag == flight.tag
                 {
                     self.probed(sent, result, turn);
-                } else if self.question == (Question::Flying { tag: flight.tag }) {
+                } else if self.work.question == (Question::Flying { tag: flight.tag }) {
                     self.question_sent(result, turn);
                 }
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use arpwarden_common::{abi::AddressKey, wire::arp::Outgoing};
 
+use super::Specs;
 use crate::{
     action::{Action, Answer, Event, EventKind, Purpose},
     input::{Dice, Interface, MonoTime, RequestId, nanoseconds},
@@ -22,6 +23,7 @@ pub(crate) struct Turn<'a> {
     /// The last tag that was given out.
     pub(crate) tags: &'a mut u64,
     pub(crate) open: &'a mut OpenOutcomes,
+    pub(crate) specs: &'a mut Specs,
 }
 
 /// Outcomes that have not come yet. They outlive the address: an outcome that comes late must not be taken for

@@ -35,7 +35,7 @@ impl Managed {
         if let Some(request) = request {
             turn.requests.insert(request, self.key);
         }
-        self.waiters.push(Waiter { request, what });
+        self.work.waiters.push(Waiter { request, what });
     }
 
     pub(super) fn wait_online(&mut self, request: RequestId, wait: Duration, turn: &mut Turn<'_>) {
@@ -49,7 +49,10 @@ impl Managed {
         which: impl Fn(&Waiting) -> bool,
         answer: &Answer,
     ) {
-        self.waiters.retain(|waiter| {
+        if self.work.waiters.is_empty() {
+            return;
+        }
+        self.work.waiters.retain(|waiter| {
             let answered = which(&waiter.what);
             if answered && let Some(request) = waiter.request {
                 turn.answer(request, answer.clone());
@@ -67,12 +70,15 @@ impl Managed {
     }
 
     pub(super) fn is_awaited(&self) -> bool {
-        self.waiters.iter().any(|waiter| matches!(waiter.what, Waiting::Online { .. }))
+        self.work.waiters.iter().any(|waiter| matches!(waiter.what, Waiting::Online { .. }))
     }
 
     /// The caller of `request` has gone away.
     pub(crate) fn forget(&mut self, request: RequestId) {
-        for waiter in &mut self.waiters {
+        if self.work.waiters.is_empty() {
+            return;
+        }
+        for waiter in &mut self.work.waiters {
             if waiter.request == Some(request) {
                 waiter.request = None;
             }
@@ -80,7 +86,7 @@ impl Managed {
     }
 
     pub(super) fn first_wait_over(&self) -> Option<MonoTime> {
-        let ends = self.waiters.iter().filter_map(|waiter| match waiter.what {
+        let ends = self.work.waiters.iter().filter_map(|waiter| match waiter.what {
             Waiting::Online { until, .. } => Some(until),
             Waiting::Release | Waiting::Watch | Waiting::Announce | Waiting::Repair => None,
         });

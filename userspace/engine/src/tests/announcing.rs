@@ -203,6 +203,23 @@ fn a_defence_does_not_wait_behind_announcements() {
 }
 
 #[test]
+fn without_a_pace_everything_that_is_due_leaves_at_once() {
+    let mut rig = many(Interface { pace: Pace::Unlimited, ..INTERFACE }, 200);
+    let sent = |rig: &Rig| {
+        let sends = rig.trace.iter().filter_map(|(_, action)| match action {
+            Action::Send { purpose, frame, .. } => Some((*purpose, is_reply(frame))),
+            _ => None,
+        });
+        sends.collect::<Vec<_>>()
+    };
+    let first = sent(&rig);
+    assert_eq!(first.len(), 600, "a request, a question behind it and a reply of each");
+    assert!(first[..200].iter().all(|frame| *frame == (Purpose::Announcement, false)), "breadth first");
+    rig.pass(secs(10));
+    assert_eq!(sent(&rig).len(), 200 * 9);
+}
+
+#[test]
 fn a_plain_port_takes_a_burst_of_500_and_then_10_000_a_second() {
     let mut rig = Rig::new();
     let spec = OnlineSpec { adopt: true, ..SPEC };

@@ -35,6 +35,36 @@ fn ten_thousand_addresses_cost_no_more_than_their_own_work() {
     assert_eq!(rig.engine.addresses().count(), 0);
 }
 
+#[test]
+fn of_an_address_that_is_online_and_left_alone_nothing_is_kept_of_its_claim() {
+    let mut rig = Rig::new();
+    rig.online(SPEC);
+    assert_eq!(rig.engine.busy(), 1);
+    rig.until(State::Online);
+    assert_eq!(rig.engine.busy(), 0);
+    rig.input(Input::Interface { index: KEY.interface, interface: Interface { up: false, ..INTERFACE } });
+    rig.input(Input::Interface { index: KEY.interface, interface: INTERFACE });
+    assert_eq!(rig.engine.busy(), 1, "it is announced again");
+    rig.until(State::Online);
+    rig.offline(false);
+    assert_eq!((rig.engine.busy(), rig.engine.count()), (0, 0));
+}
+
+#[test]
+fn addresses_that_move_together_are_the_same_as_before() {
+    let mut rig = Rig::new();
+    for n in 0..100 {
+        let request = rig.request();
+        rig.input(Input::Online { request, key: nth(n), spec: SPEC });
+    }
+    rig.engine.close_ranks(|| ());
+    let keys: Vec<AddressKey> = rig.engine.addresses().map(|(key, _)| *key).collect();
+    assert_eq!(keys, (0..100).map(nth).collect::<Vec<_>>());
+    rig.pass(secs(30));
+    assert!(rig.engine.addresses().all(|(_, address)| address.state() == State::Online));
+    assert_eq!((rig.engine.busy(), rig.engine.count()), (0, 100));
+}
+
 /// When the first announcement of each of `count` immediate claims left, and the probe behind it, in seconds. The kernel
 /// registers one in 20 µs.
 fn unchecked(count: u32) -> Vec<(f64, f64)> {
@@ -92,6 +122,8 @@ fn what_is_planned_for_a_claim_of_many_is_what_it_takes() {
         (SPEC, Pace::Inspected, 20),
         (unchecked, Pace::Plain, 3_000),
         (unchecked, Pace::Inspected, 20),
+        (SPEC, Pace::Unlimited, 5_000),
+        (unchecked, Pace::Unlimited, 3_000),
         (rfc5227, Pace::Plain, 100),
     ] {
         let mut rig = Rig::with(Interface { pace, ..INTERFACE });

@@ -64,7 +64,7 @@ fn interfaces() -> impl Strategy<Value = Interface> {
         Some(MoveBudget { moves: 0, window: Duration::MAX }),
         Some(MoveBudget { moves: 2, window: Duration::ZERO }),
     ];
-    let paces = select(vec![Pace::Plain, Pace::Inspected]);
+    let paces = select(vec![Pace::Plain, Pace::Inspected, Pace::Unlimited]);
     (select(vec![OWN, OTHER]), paces, select(moves), prop::bool::weighted(0.7), select(vec![0, 3, 4]))
         .prop_map(|(mac, pace, moves, up, path)| Interface { mac, pace, moves, up, path })
 }

@@ -24,7 +24,7 @@ use aya::{
 use tracing::{debug, warn};
 
 use super::{
-    super::{clock, link::Segment},
+    super::{clock, link::Segment, memory},
     Datapath,
     error::{Chain, InstallError, LoadError, TableError, UnknownAddress},
     pins::Pins,
@@ -559,6 +559,11 @@ impl Datapath {
         let mut askers: Vec<_> = slot.askers.iter().zip(&slot.followed).filter_map(asker).collect();
         askers.sort_by_key(|asker| std::cmp::Reverse(asker.seen_ns));
         askers
+    }
+
+    /// Moves together what is remembered of the addresses ([`memory::close_ranks`]).
+    pub fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
+        memory::close_ranks(&mut self.installed, meanwhile);
     }
 
     /// Makes the program forget an address; done already if it doesn't know it.
