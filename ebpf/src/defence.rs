@@ -54,9 +54,10 @@ fn decide<const EXCHANGES: bool>(slot: u32, at: *mut Slot, word: StateWord, ingr
         unsafe { atomic::exchange(&raw mut (*at).conflict, defence::conflict(word, now_ns)) }
     };
     let spent = || match moves {
-        // SAFETY: a place in a valid aligned map value.
         Some(moves) => {
-            defence::spent(allowed, moves_window_s, |n| unsafe { a_move(moves, n).read_volatile() }, now_ns)
+            // SAFETY: a place in a valid aligned map value.
+            let a_move = |n| unsafe { a_move(moves, n).read_volatile() };
+            defence::spent(allowed, moves_window_s, a_move, now_ns)
         }
         // User space counts them, if they are to be counted.
         None => allowed != 0,

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 
 use arpwarden_common::{abi::Counter, report::CLAIMANTS_PER_MINUTE};
 use arpwarden_tests::{
-    kernel::{Records, Slots},
+    kernel::{Said, Slots},
     lane::Lane,
     live::{Stream, cpus},
     ms,
@@ -147,8 +147,7 @@ fn claims_by_two_million_hosts_stop_no_answer_and_are_counted_exactly_in_few_eve
     assert_eq!(counted(&node)(Counter::EventsLost), 0);
     // What was not told yet is in the maps, for the next event to tell.
     let slot = Slots::pinned(&node.instance).number_of(address);
-    let record = Records::pinned(&node.instance).of(slot);
-    let untold = record.flooded - record.flood_told;
+    let untold = Said::pinned(&node.instance).of(slot).flood_untold;
     let seen = until_told(&events, || u64::from(FLOOD) - untold);
 
     let defences = spans(10, from_ns, to_ns) + 1;
@@ -264,10 +263,11 @@ fn malformed_frames_by_the_hundred_thousand_pass_and_are_counted_and_stop_no_ans
 
 #[test]
 fn one_address_more_than_there_is_room_for_is_refused_and_takes_nothing_from_the_others() {
-    /// What there is room for unless something else is said.
-    const ROOM: u32 = 16_384;
+    const ROOM: u32 = 100;
     let lane = lane();
-    let node = Node::start(&lane.node);
+    let capacity = ROOM.to_string();
+    let run = ["--iface", "eth0", "--attach", "native", "--capacity", &*capacity];
+    let node = Node::start_with(&lane.node, &run);
     claim(&node, ROOM);
     let more = |n: u32| format!("{}/32", addresses(ROOM + n + 1).last().expect("an address"));
     let one_more = |n: u32| {
