@@ -1,6 +1,12 @@
 //! What happened, as one JSON object a line and as one line of words.
 
-use std::{borrow::Cow, collections::VecDeque, fmt::Write as _, net::Ipv4Addr, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, VecDeque},
+    fmt::Write as _,
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use arpwarden_common::{
     net::{MacAddr, Vlan},
@@ -23,6 +29,10 @@ const RECENT: usize = 1024;
 
 /// Events that may wait to be logged: those that one look at the ring can lead to.
 const UNLOGGED: usize = 64;
+/// Lines that each kind of event that others cause may take of the log in a second. What an event says is remembered and
+/// passed on all the same; under a flood of a thousand addresses the lines would cost more than all else.
+const LINES_PER_SECOND: u32 = 100;
+
 /// A word of an event: one of ours, or what was read.
 pub type Word = Cow<'static, str>;
 
@@ -211,6 +221,7 @@ pub struct Journal {
     recent: VecDeque<Arc<Record>>,
     followers: broadcast::Sender<Arc<Record>>,
     unlogged: Vec<Arc<Record>>,
+    lines: Lines,
     /// Of interfaces.
     names: Alike<str>,
 }
@@ -218,7 +229,8 @@ pub struct Journal {
 impl Default for Journal {
     fn default() -> Self {
         let (followers, _) = broadcast::channel(RECENT);
-        Self { seq: 0, recent: VecDeque::new(), followers, unlogged: Vec::new(), names: Alike::default() }
+        let (recent, unlogged) = (VecDeque::new(), Vec::new());
+        Self { seq: 0, recent, followers, unlogged, lines: Lines::default(), names: Alike::default() }
     }
 }
 
@@ -282,7 +294,18 @@ impl Journal {
     /// Logs what is not logged yet. A line takes longer than all else that is done about a claim, so whoever follows the
     /// events is to be served before.
     pub fn log(&mut self) {
+        if self.unlogged.is_empty() {
+            return;
+        }
+        for (event, count) in self.lines.begin(clock::now().0 / 1_000_000_000) {
+            warn!(
+                "{event}: {count} more within a second that are not logged one by one; 'arpwarden events' tells them"
+            );
+        }
         for record in self.unlogged.drain(..) {
+            if !self.lines.has_room(&record.event) {
+                continue;
+            }
             match &*record.event {
                 "conflict" | "claimant_flood" | "rolled_back" | "echo" | "address_removed"
                 | "address_added" | "lease_expired" | "link_down" | "program_missing" | "resync" => {
@@ -314,6 +337,38 @@ impl Drop for Journal {
     }
 }
 
+/// How many lines the events that others cause have taken of the log.
+#[derive(Default)]
+struct Lines {
+    /// In this second of CLOCK_BOOTTIME.
+    second: u64,
+    /// Of these kinds.
+    taken: BTreeMap<Word, u32>,
+}
+
+impl Lines {
+    /// Begins a second, if it is another one; gives what had no room in the one before.
+    fn begin(&mut self, second: u64) -> Vec<(Word, u32)> {
+        if self.second == second {
+            return Vec::new();
+        }
+        self.second = second;
+        let beyond = |(event, count): (Word, u32)| Some((event, count.checked_sub(LINES_PER_SECOND)?));
+        let all = std::mem::take(&mut self.taken).into_iter();
+        all.filter_map(beyond).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Whether an event of this kind is to have a line.
+    fn has_room(&mut self, event: &Word) -> bool {
+        if !matches!(&**event, "conflict" | "claimant_flood" | "owner_changed" | "probe_seen" | "echo") {
+            return true;
+        }
+        let taken = self.taken.entry(event.clone()).or_default();
+        *taken += 1;
+        *taken <= LINES_PER_SECOND
+    }
+}
+
 /// What a reader is told that fell behind: `count` events are gone, the last of them is `last_missed`.
 pub fn gap(last_missed: u64, count: u64) -> Record {
     let time = Short::new(&clock::wall_time_rfc3339_ns());
@@ -334,5 +389,20 @@ mod tests {
         }
         journal.log();
         assert!(!journal.has_unlogged());
+    }
+
+    #[test]
+    fn what_others_cause_takes_a_hundred_lines_a_second_and_what_had_no_room_is_counted() {
+        let (claims, ours) = (Word::Borrowed("conflict"), Word::Borrowed("state"));
+        let mut lines = Lines::default();
+        assert!(lines.begin(7).is_empty());
+        let logged = |lines: &mut Lines, event: &Word| (0..1_000).filter(|_| lines.has_room(event)).count();
+        assert_eq!((logged(&mut lines, &claims), logged(&mut lines, &ours)), (100, 1_000));
+        assert!(lines.begin(7).is_empty(), "the second goes on");
+        assert_eq!(logged(&mut lines, &claims), 0);
+        assert_eq!(lines.begin(8), [(claims.clone(), 1_900)]);
+        assert_eq!(logged(&mut lines, &claims), 100);
+        assert_eq!(lines.begin(9), [(claims, 900)]);
+        assert!(lines.begin(10).is_empty());
     }
 }
