@@ -78,8 +78,8 @@ pub struct Loaded {
     messages: RingBuf<MapData>,
 }
 
-/// The index, an entry at a time.
-struct Buckets(Array<MapData, Bucket>);
+/// The map of the index, an entry at a time.
+pub struct Buckets(pub Array<MapData, Bucket>);
 
 impl Index for Buckets {
     fn buckets(&self) -> u32 {

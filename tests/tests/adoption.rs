@@ -456,6 +456,27 @@ fn a_pinned_map_of_another_shape_is_refused_by_name_and_unload_takes_it_all_off(
 }
 
 #[test]
+fn maps_that_were_left_keep_the_room_that_they_have_until_they_are_unloaded() {
+    let net = Net::new(2);
+    let with_room_for = |n| [NATIVE, &["--capacity", n]].concat();
+    let mut node = Node::start_with(net.host(0), &with_room_for("2"));
+    let address = node.online(100);
+    node.kill();
+    node.run(&with_room_for("3"));
+    assert!(node.log().contains("the maps of the earlier run keep their capacity"), "{}", node.log());
+    assert!(answers(&net, &node, address));
+    node.online(101);
+    node.try_online(102, &[]).expect(1).naming("all 2 places are taken").naming("capacity");
+    node.cli(&["unload"]).expect(0);
+    node.wait_for_end(ms(5_000));
+    node.run(&with_room_for("3"));
+    for last in 100..103 {
+        node.online(last);
+    }
+    node.try_online(103, &[]).expect(1).naming("all 3 places are taken");
+}
+
+#[test]
 fn a_missing_map_among_the_pins_is_refused_by_name() {
     let net = Net::new(2);
     let mut node = Node::start(net.host(0));

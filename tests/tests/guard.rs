@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 
 use arpwarden_common::{
     abi::{AddressKey, DEFAULT_CAPACITY, Slot},
-    index::{self, Bucket, ENTRIES, Hash, Index},
+    index::{self, Hash},
     names,
     net::{MacAddr, Vlan},
     state::{State, StateWord},
@@ -16,6 +16,7 @@ use arpwarden_tests::{
     ms,
     netns::{Host, Net, ip, stranger},
     node::Node,
+    prog_run::Buckets,
     tools::{
         arping, has_address, learn, neighbour, pings_from, traffic_control, wait_for_neighbour, xdp_program,
     },
@@ -323,20 +324,6 @@ fn what_is_not_our_business_leaves() {
 /// Puts an address in a VLAN into the maps, for which there is no command yet.
 fn put_into_the_maps(node: &Node, key: AddressKey, word: StateWord) {
     let open = |name: &str| MapData::from_pin(node.pins().join("maps").join(name)).expect("a pinned map");
-    struct Buckets(Array<MapData, Bucket>);
-    impl Index for Buckets {
-        fn buckets(&self) -> u32 {
-            self.0.len()
-        }
-        fn read(&self, bucket: u32) -> [u32; ENTRIES] {
-            self.0.get(&bucket, 0).expect("a bucket").0
-        }
-        fn write(&mut self, bucket: u32, n: usize, entry: u32) {
-            let mut entries = self.read(bucket);
-            entries[n] = entry;
-            self.0.set(bucket, Bucket(entries), 0).expect("the address is found");
-        }
-    }
     let number = DEFAULT_CAPACITY - 1;
     let AddressKey { interface, vlan, address } = key;
     let mut slots: Array<_, Slot> = Map::Array(open(names::SLOTS)).try_into().expect("an array");
