@@ -463,7 +463,8 @@ fn maps_that_were_left_keep_the_room_that_they_have_until_they_are_unloaded() {
     let address = node.online(100);
     node.kill();
     node.run(&with_room_for("3"));
-    assert!(node.log().contains("the maps of the earlier run keep their capacity"), "{}", node.log());
+    let said = || node.log().contains("the maps of the earlier run keep their capacity").then_some(());
+    wait_for("the word of the log", ms(2_000), said);
     assert!(answers(&net, &node, address));
     node.online(101);
     node.try_online(102, &[]).expect(1).naming("all 2 places are taken").naming("capacity");
