@@ -14,8 +14,8 @@ const PAIRS: usize = ENTRIES / 2;
 /// Of a bucket, at the most, on average.
 const ENTRIES_IN_USE: u32 = 4;
 const _: () = assert!(2 * ENTRIES_IN_USE as usize == ENTRIES);
-/// Buckets in which an address may be. Half of all entries are in use at most, so one bucket in twenty is full at any time,
-/// and of a million addresses each was in the third at the latest.
+/// Buckets in which an address may be. Half of all entries are in use at most, so few buckets are full at any time; with four
+/// tries some of a million neighbouring addresses find no place, with eight all that the tests know do.
 const TRIES: u32 = 8;
 /// Bits of an entry that name a slot, plus one; 0 for none. The others are the tag of the address's hash.
 const SLOT_BITS: u32 = 20;

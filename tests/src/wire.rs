@@ -127,7 +127,7 @@ impl Wire {
             unsafe { libc::bind(number, (&raw const address).cast(), length_of::<libc::sockaddr_ll>()) };
         assert_eq!(bound, 0, "binding to {interface}: {}", io::Error::last_os_error());
         // Room for a whole flood of a test, so that "not seen" never means "not received".
-        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16 << 20);
+        set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
         set(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1);
         set(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1);
         let membership = libc::packet_mreq {
