@@ -8,9 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
 use crate::{
     address::{Cidr, parse_bare},
     cli,
@@ -302,12 +299,6 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
         if reader.read_line(&mut line)? == 0 {
             break;
         }
-        if matches!(show, Show::Events { json: true })
-            && let Ok(ToldEvent { response: ToldAs::Event, event }) = serde_json::from_str(&line)
-        {
-            writeln!(out, "{event}")?;
-            continue;
-        }
         match serde_json::from_str(&line)? {
             Response::Result { address, interface, exit: one, message } => {
                 exit = exit.worst(one);
@@ -348,7 +339,13 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
                     writeln!(out, "{fact}")?;
                 }
             }
-            Response::Event { event } => writeln!(out, "{} {} {}", event.time, event.seq, event.words())?,
+            Response::Event { event } => {
+                if matches!(show, Show::Events { json: true }) {
+                    writeln!(out, "{}", serde_json::to_string(&event)?)?;
+                } else {
+                    writeln!(out, "{} {} {}", event.time, event.seq, event.words())?;
+                }
+            }
             Response::End { exit: whole, message } => {
                 exit = exit.worst(whole);
                 match message {
@@ -363,22 +360,6 @@ fn converse(mut stream: &UnixStream, request: &Request, show: &Show) -> io::Resu
     }
     sent?;
     Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it had answered"))
-}
-
-/// [`Response::Event`] whose event is not looked into, but handed on as it came: that takes a third of the time, and
-/// somebody waits for it.
-#[derive(Deserialize)]
-struct ToldEvent<'a> {
-    response: ToldAs,
-    #[serde(borrow)]
-    event: &'a RawValue,
-}
-
-/// What [`ToldEvent`] is told by.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum ToldAs {
-    Event,
 }
 
 /// How many of many are done, on a terminal that does not show the results themselves.

@@ -29,6 +29,14 @@ pub use input::{Dice, Input, Interface, Kept, MonoTime, OnlineSpec, Owner, Reque
 use address::{Open, OpenOutcomes, Specs, Turn};
 use pace::{Outbox, Wish};
 
+/// Moves what a tree has together: one that grew in the order of its keys is half empty, and what has come and gone
+/// meanwhile has left holes between its parts. Several that do so each in the `meanwhile` of another leave none.
+pub fn close_ranks<K: Ord, V>(tree: &mut BTreeMap<K, V>, meanwhile: impl FnOnce()) {
+    let all: Vec<(K, V)> = core::mem::take(tree).into_iter().collect();
+    meanwhile();
+    *tree = all.into_iter().collect();
+}
+
 /// All addresses of a daemon.
 ///
 /// After a pause, feed what came in meanwhile before calling [`Engine::handle_timeout`]: a claim that waits in a
@@ -263,12 +271,9 @@ impl Engine {
         self.busy
     }
 
-    /// Moves the addresses together in memory: a tree that grew in the order of its keys is half empty. For when many have
-    /// come or gone, and there is time; `meanwhile` others can do the same.
+    /// Moves the addresses together in memory ([`close_ranks`]). For when many have come or gone, and there is time.
     pub fn close_ranks(&mut self, meanwhile: impl FnOnce()) {
-        let all: Vec<(AddressKey, Managed)> = core::mem::take(&mut self.addresses).into_iter().collect();
-        meanwhile();
-        self.addresses = all.into_iter().collect();
+        close_ranks(&mut self.addresses, meanwhile);
     }
 
     /// A managed address.

@@ -1,7 +1,7 @@
 //! Every section and key, once: what may stand there, in which unit and range, and what holds where nothing is said.
 //! The parser, its error messages and the reference are made from this table.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use arpwarden_common::{
     abi::{MAX_CAPACITY, MOVES},
@@ -275,6 +275,12 @@ impl Kind {
         let type_of = || Failed(format!("it is a {}; allowed: {}", type_name(value), allowed()));
         let text = || value.as_str().ok_or_else(type_of);
         let not = |text: &str| Failed(format!("\"{text}\" may not stand here; allowed: {}", allowed()));
+        let whole = |range: RangeInclusive<u64>| {
+            let DeValue::Integer(integer) = value else { return Err(type_of()) };
+            let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+            let out_of_range = || Failed(format!("{integer} is out of range; allowed: {}", allowed()));
+            number.filter(|number| range.contains(number)).ok_or_else(out_of_range)
+        };
         match self {
             Self::Flag => value.as_bool().map(Value::Flag).ok_or_else(type_of),
             Self::Choice(words) => {
@@ -290,23 +296,11 @@ impl Kind {
                 let time = std::time::Duration::from_secs_f64(seconds);
                 Ok(Value::Milliseconds(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
             }
-            Self::Milliseconds { least, most } => {
-                let DeValue::Integer(integer) = value else { return Err(type_of()) };
-                match u64::from_str_radix(integer.as_str(), integer.radix()) {
-                    Ok(time) if (*least..=*most).contains(&time) => Ok(Value::Milliseconds(time)),
-                    Ok(_) | Err(_) => {
-                        Err(Failed(format!("{integer} is out of range; allowed: {}", allowed())))
-                    }
-                }
-            }
+            Self::Milliseconds { least, most } => whole(*least..=*most).map(Value::Milliseconds),
             Self::Count { least, most, .. } => {
-                let DeValue::Integer(integer) = value else { return Err(type_of()) };
-                match u32::from_str_radix(integer.as_str(), integer.radix()) {
-                    Ok(count) if (*least..=*most).contains(&count) => Ok(Value::Count(count)),
-                    Ok(_) | Err(_) => {
-                        Err(Failed(format!("{integer} is out of range; allowed: {}", allowed())))
-                    }
-                }
+                let count = whole(u64::from(*least)..=u64::from(*most))?;
+                // Within the range it is no wider than its ends.
+                Ok(Value::Count(u32::try_from(count).unwrap_or(*most)))
             }
             Self::Cidr => {
                 let text = text()?;

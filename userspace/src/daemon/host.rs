@@ -764,7 +764,7 @@ impl Daemon {
             None => self.locals.remove(&(address, index)),
         };
         if former != prefix_length {
-            let subnet = |length| (index, length, netlink::first_address(address, length));
+            let subnet = |length| (index, length, netlink::network(address, length));
             if let Some(length) = former
                 && let Entry::Occupied(mut count) = self.subnets.entry(subnet(length))
             {

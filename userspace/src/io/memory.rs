@@ -1,7 +1,7 @@
 //! Memory of this process that is not needed goes back to the kernel. A daemon that has done something for thousands of
 //! addresses has for most of its life nothing to do.
 
-use std::{collections::BTreeMap, mem};
+pub use arpwarden_engine::close_ranks;
 
 /// Freed memory is kept for the next request up to this size in bytes, and larger pieces are asked of the kernel one by
 /// one: both are what glibc begins with, but by itself it raises them to twice the largest piece that was ever freed.
@@ -19,14 +19,6 @@ pub fn keep_little() {
         // it does not know is refused.
         unsafe { libc::mallopt(what, value) };
     }
-}
-
-/// Moves what a tree has together: one that grew in the order of its keys is half empty, and what has come and gone
-/// meanwhile has left holes between its parts. Several that do so each in the `meanwhile` of another leave none.
-pub fn close_ranks<K: Ord, V>(tree: &mut BTreeMap<K, V>, meanwhile: impl FnOnce()) {
-    let all: Vec<(K, V)> = mem::take(tree).into_iter().collect();
-    meanwhile();
-    *tree = all.into_iter().collect();
 }
 
 /// Gives pages back to the kernel on which nothing is left.

@@ -606,14 +606,8 @@ fn name_of(index: u32) -> Option<String> {
     if_indextoname(index).ok()?.into_string().ok()
 }
 
-/// The address's bits that are its prefix's.
-pub(super) fn network(address: Ipv4Addr, prefix_length: u8) -> u32 {
-    let host_bits = 32 - u32::from(prefix_length.min(32));
-    u32::from(address).checked_shr(host_bits).unwrap_or(0)
-}
-
 /// The first address of the prefix.
-pub fn first_address(address: Ipv4Addr, prefix_length: u8) -> Ipv4Addr {
+pub(crate) fn network(address: Ipv4Addr, prefix_length: u8) -> Ipv4Addr {
     let host_bits = 32 - u32::from(prefix_length.min(32));
     Ipv4Addr::from(u32::from(address) & u32::MAX.checked_shl(host_bits).unwrap_or(0))
 }

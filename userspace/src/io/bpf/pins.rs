@@ -226,13 +226,10 @@ impl Pins {
     /// Whether a pinned map has the shape that the object gives it, with room for as many addresses as the others have.
     fn compare(&self, map: &'static str) -> Result<(), LoadError> {
         let mut expected = shape(OBJECT, map).ok_or(LoadError::Incomplete { lacks: map })?;
-        let sizes = names::sizes(1, 1);
-        if sizes.iter().any(|(sized, _)| *sized == map) {
-            // Other maps of a capacity that is none would be as wrong.
+        // Only these: what another map is worth does not hang on whether there are slots.
+        if let Some(place) = names::sizes(1, 1).iter().position(|(sized, _)| *sized == map) {
             let capacity = self.capacity()?.clamp(1, abi::MAX_CAPACITY);
-            let sizes = names::sizes(capacity, possible_cpus()?);
-            expected.max_entries =
-                sizes.iter().find(|(sized, _)| *sized == map).map_or(0, |(_, entries)| *entries);
+            expected.max_entries = names::sizes(capacity, possible_cpus()?)[place].1;
         }
         if !self.map(map).exists() {
             return Err(LoadError::PinMissing { pins: self.clone(), map });
