@@ -1,6 +1,6 @@
 //! One subscriber for the daemon's log and the program's.
 
-use std::io;
+use std::io::{self, BufWriter};
 
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -40,7 +40,8 @@ pub fn start(verbose: u8, configured: LogLevel) -> anyhow::Result<(WorkerGuard, 
         .lossy(true)
         .buffered_lines_limit(LINES)
         .thread_name("log")
-        .finish(io::stderr());
+        // The thread flushes when no more lines wait: one call of the kernel for all that came together.
+        .finish(BufWriter::new(io::stderr()));
     let ansi = io::IsTerminal::is_terminal(&io::stderr());
     tracing_subscriber::registry()
         .with(filter)

@@ -156,10 +156,10 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
     let mut listener = ArpListener::open(link.index).with_context(could_not_listen)?;
     let socket = ArpSocket::open().context("opening a packet socket")?;
     let mut timer = Timer::new().context("making a timer")?;
-    let mut engine = Engine::new();
+    let (mut engine, mut dice) = (Engine::new(), KernelDice::default());
     let interface = Interface { mac, pace: Pace::Plain, moves: None, up: true, path: 0 };
-    engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut KernelDice);
-    engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut KernelDice);
+    engine.handle(clock::now(), Input::Interface { index: link.index, interface }, &mut dice);
+    engine.handle(clock::now(), Input::Online { request: RequestId(0), key, spec }, &mut dice);
     loop {
         while let Some(action) = engine.poll_action() {
             let outcome = match action {
@@ -192,7 +192,7 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
                 | Action::Flip { .. } => None,
             };
             if let Some(outcome) = outcome {
-                engine.handle(clock::now(), outcome, &mut KernelDice);
+                engine.handle(clock::now(), outcome, &mut dice);
             }
         }
         timer.set(engine.poll_timeout()).context("setting the timer")?;
@@ -200,10 +200,10 @@ async fn probe(arguments: &cli::Probe) -> Result<Exit, Stop> {
             frame = listener.recv() => {
                 let frame = frame.with_context(could_not_listen)?;
                 if let Some(sighting) = question.sighting(&frame, &port) {
-                    engine.handle(clock::now(), Input::Seen { key, sighting }, &mut KernelDice);
+                    engine.handle(clock::now(), Input::Seen { key, sighting }, &mut dice);
                 }
             }
-            () = timer.expired() => engine.handle_timeout(clock::now(), &mut KernelDice),
+            () = timer.expired() => engine.handle_timeout(clock::now(), &mut dice),
         }
     }
 }

@@ -120,7 +120,7 @@ pub(super) async fn serve(
         joint: BTreeMap::new(),
         changing: None,
         engine: Engine::new(),
-        dice: KernelDice,
+        dice: KernelDice::default(),
         datapath,
         socket: ArpSocket::open().context("opening a packet socket").map_err(|error| kept(error.into()))?,
         netlink,
