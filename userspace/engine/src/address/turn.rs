@@ -73,7 +73,8 @@ impl Turn<'_> {
         if let Open::Install { .. } | Open::Register { .. } = outcome {
             self.outbox.comes(self.now);
         }
-        self.open.entry(key).or_default().push_back(outcome);
+        // Of most addresses one thing at a time is under way, and thousands of addresses may begin together.
+        self.open.entry(key).or_insert_with(|| VecDeque::with_capacity(1)).push_back(outcome);
     }
 
     pub(super) fn event(&mut self, key: AddressKey, kind: EventKind) {

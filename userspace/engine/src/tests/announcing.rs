@@ -203,7 +203,7 @@ fn a_defence_does_not_wait_behind_announcements() {
 }
 
 #[test]
-fn without_a_pace_everything_that_is_due_leaves_at_once() {
+fn without_a_pace_what_is_due_leaves_at_once_with_room_for_something_else_every_512_frames() {
     let mut rig = many(Interface { pace: Pace::Unlimited, ..INTERFACE }, 200);
     let sent = |rig: &Rig| {
         let sends = rig.trace.iter().filter_map(|(_, action)| match action {
@@ -212,6 +212,8 @@ fn without_a_pace_everything_that_is_due_leaves_at_once() {
         });
         sends.collect::<Vec<_>>()
     };
+    assert_eq!(sent(&rig).len(), 512);
+    rig.pass(ms(1));
     let first = sent(&rig);
     assert_eq!(first.len(), 600, "a request, a question behind it and a reply of each");
     assert!(first[..200].iter().all(|frame| *frame == (Purpose::Announcement, false)), "breadth first");
