@@ -10,7 +10,15 @@ mod reload;
 mod settings;
 mod start;
 
-use std::{cell::RefCell, collections::BTreeMap, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    io, mem,
+    net::Ipv4Addr,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow};
 use arpwarden_common::{
@@ -34,7 +42,7 @@ use crate::{
     exit::Exit,
     instance::{Instance, Lock},
     io::{
-        arp_socket::ArpSocket,
+        arp_socket::{self, ArpSocket},
         bpf::{self, Datapath, EventReader, Mode, Presence},
         clock::{self, Timer},
         control::{Command, Reply},
@@ -243,6 +251,13 @@ impl Notes {
     }
 }
 
+/// A frame that is to be sent.
+struct Leaving {
+    key: AddressKey,
+    purpose: Purpose,
+    frame: Outgoing,
+}
+
 /// How a run ended well.
 enum Ended {
     /// Everything was released.
@@ -259,6 +274,8 @@ struct Daemon {
     dice: KernelDice,
     datapath: Datapath,
     socket: ArpSocket,
+    /// Frames that are about to leave, together.
+    leaving: Vec<Leaving>,
     netlink: Netlink,
     journal: Journal,
     state: StateFile,
@@ -558,7 +575,17 @@ impl Daemon {
 
     /// Carries out what the engine wants, until it wants nothing more.
     fn perform(&mut self) {
-        while let Some(action) = self.engine.poll_action() {
+        loop {
+            let Some(action) = self.engine.poll_action() else {
+                if self.leaving.is_empty() {
+                    return;
+                }
+                self.send();
+                continue;
+            };
+            if self.decides_about_leaving(&action) {
+                self.send();
+            }
             match action {
                 Action::Install { key, word } => {
                     let result =
@@ -600,11 +627,13 @@ impl Daemon {
                     self.order(Order::Deregister(key, prefix_length))
                 }
                 Action::Send { key, purpose, frame } => {
-                    let result = self.send(&key, purpose, &frame);
-                    if let Err(error) = &result {
-                        debug!(address = %key.address, ?purpose, "{error}");
+                    self.leaving.push(Leaving { key, purpose, frame });
+                    // What mends caches waits for nothing.
+                    if matches!(purpose, Purpose::Defence | Purpose::Repair)
+                        || self.leaving.len() == arp_socket::SENT_AT_ONCE
+                    {
+                        self.send();
                     }
-                    self.tell(Input::Sent { key, purpose, frame, result });
                 }
                 Action::Event(event) => {
                     let interface = self.interface_name(event.key.interface);
@@ -618,27 +647,71 @@ impl Daemon {
         }
     }
 
-    fn send(&mut self, key: &AddressKey, purpose: Purpose, frame: &Outgoing) -> Result<(), String> {
+    /// Whether a frame that is about to leave must have left before this is done.
+    fn decides_about_leaving(&self, action: &Action) -> bool {
+        let (Action::Store { key, .. }
+        | Action::Lease { key, .. }
+        | Action::Remove { key }
+        | Action::Register { key, .. }
+        | Action::Deregister { key, .. }) = action
+        else {
+            return matches!(action, Action::Flip { .. });
+        };
+        self.leaving.iter().any(|leaving| leaving.key == *key)
+    }
+
+    /// Sends what is about to leave.
+    fn send(&mut self) {
+        let leaving = mem::take(&mut self.leaving);
         let now = clock::now();
+        let mut results: Vec<Result<(), String>> =
+            leaving.iter().map(|leaving| self.may_leave(leaving, now)).collect();
+        let allowed: Vec<(u32, Outgoing)> = leaving
+            .iter()
+            .zip(&results)
+            .filter(|(_, result)| result.is_ok() && !self.observe)
+            .map(|(Leaving { key, frame, .. }, _)| (key.interface, *frame))
+            .collect();
+        let sent = self.socket.send_all(&allowed);
+        for ((result, leaving), sent) in
+            results.iter_mut().zip(&leaving).filter(|(result, _)| result.is_ok()).zip(sent)
+        {
+            *result = sent.map_err(|error| {
+                format!("sending on {} failed: {error}", self.interface_name(leaving.key.interface))
+            });
+        }
+        for (Leaving { key, purpose, frame }, result) in leaving.into_iter().zip(results) {
+            match &result {
+                Ok(()) => self.has_left(key, purpose, &frame, now),
+                Err(error) => debug!(address = %key.address, ?purpose, "{error}"),
+            }
+            self.tell(Input::Sent { key, purpose, frame, result });
+        }
+    }
+
+    /// Why a frame is not sent, if it is not.
+    fn may_leave(&mut self, Leaving { key, purpose, frame }: &Leaving, now: MonoTime) -> Result<(), String> {
         if self.observe {
             info!(address = %key.address, ?purpose, target = %frame.target_ip, "would be sent");
             return Ok(());
         }
         // The program defends as well; whoever takes the permit does.
-        if purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0, defence::INTERVAL_NS) {
+        if *purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0, defence::INTERVAL_NS) {
             return Err("the program has defended it in this interval".to_owned());
         }
-        self.socket
-            .send(key.interface, frame)
-            .map_err(|error| format!("sending on {} failed: {error}", self.interface_name(key.interface)))?;
+        Ok(())
+    }
+
+    /// Notes that a frame has left.
+    fn has_left(&mut self, key: AddressKey, purpose: Purpose, frame: &Outgoing, now: MonoTime) {
         match purpose {
+            _ if self.observe => {}
             Purpose::Announcement => {
-                self.notes.entry(*key).or_default().announced.get_or_insert(now);
+                self.notes.entry(key).or_default().announced.get_or_insert(now);
             }
-            Purpose::Ask => _ = self.told.entry(*key).or_default().insert(frame.target_ip.into(), now),
+            Purpose::Ask => _ = self.told.entry(key).or_default().insert(frame.target_ip.into(), now),
             Purpose::Probe | Purpose::Defence | Purpose::Repair => {}
         }
-        Ok(())
     }
 
     /// Notes how an address is claimed.

@@ -123,6 +123,7 @@ pub(super) async fn serve(
         dice: KernelDice::default(),
         datapath,
         socket: ArpSocket::open().context("opening a packet socket").map_err(|error| kept(error.into()))?,
+        leaving: Vec::new(),
         netlink,
         journal: Journal::default(),
         state,

@@ -2,7 +2,7 @@
 //! commands that have no daemon.
 
 use std::{
-    io, mem,
+    array, io, iter, mem,
     os::fd::{AsRawFd, OwnedFd},
     ptr,
 };
@@ -19,6 +19,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// the kernel charges 768 bytes for a frame this small (`SKB_TRUESIZE`) and doubles what is asked for, so two
 /// interfaces may burst at the same time.
 const SEND_BUFFER: usize = 500 * 768;
+
+/// Frames handed to the kernel in one call: one saves 0.2 of XXX µs a frame then, and their buffers take 11 KiB of stack.
+pub const SENT_AT_ONCE: usize = 64;
 
 /// Sends ARP frames on any interface. Frames pass the traffic control of the interface, as the kernel's own do.
 #[derive(Debug)]
@@ -49,13 +52,54 @@ impl ArpSocket {
     /// The kernel's: ENETDOWN while the interface is down, ENXIO when there is none, ENOBUFS or EAGAIN when
     /// its queue is full.
     pub fn send(&self, index: u32, frame: &Outgoing) -> io::Result<()> {
-        let mut buffer = [0; Outgoing::MAX_LEN];
-        let length = frame.emit(&mut buffer);
-        let bytes = &buffer[..length];
-        // What the first tag, if any, says the frame is: the kernel's own frames look the same to tc filters.
-        let ethertype = u16::from_be_bytes([bytes[12], bytes[13]]);
-        let sent = self.socket.send_to(bytes, &link_address(index, ethertype)?)?;
-        if sent == length { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
+        self.send_all(&[(index, *frame)]).pop().unwrap_or(Ok(()))
+    }
+
+    /// Puts frames on the interfaces with these indices, in this order; says of each how that went ([`ArpSocket::send`]).
+    pub fn send_all(&self, frames: &[(u32, Outgoing)]) -> Vec<io::Result<()>> {
+        let mut results = Vec::with_capacity(frames.len());
+        for some in frames.chunks(SENT_AT_ONCE) {
+            self.send_some(some, &mut results);
+        }
+        results
+    }
+
+    /// The same for at most [`SENT_AT_ONCE`], in one call of the kernel if it takes all of them.
+    #[expect(clippy::cast_possible_truncation, reason = "a few frames, and sizes of an address and a frame")]
+    fn send_some(&self, frames: &[(u32, Outgoing)], results: &mut Vec<io::Result<()>>) {
+        let mut buffers = [[0; Outgoing::MAX_LEN]; SENT_AT_ONCE];
+        let mut addresses: [libc::sockaddr_ll; SENT_AT_ONCE] = array::from_fn(|_| link_level(0, 0));
+        // SAFETY: `iovec` and `mmsghdr` are integers and pointers, for which zero is a value.
+        let (mut vectors, mut messages): ([libc::iovec; SENT_AT_ONCE], [libc::mmsghdr; SENT_AT_ONCE]) =
+            unsafe { mem::zeroed() };
+        let places = iter::zip(&mut buffers, &mut addresses).zip(iter::zip(&mut vectors, &mut messages));
+        for ((index, frame), ((buffer, address), (vector, message))) in frames.iter().zip(places) {
+            let length = frame.emit(buffer);
+            // What the first tag, if any, says the frame is: the kernel's own frames look the same to tc filters.
+            *address = link_level(*index, u16::from_be_bytes([buffer[12], buffer[13]]));
+            *vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: length };
+            message.msg_hdr.msg_name = ptr::from_mut(address).cast();
+            message.msg_hdr.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let mut left = messages.get_mut(..frames.len()).unwrap_or_default();
+        while !left.is_empty() {
+            // SAFETY: the descriptor is open; each message names a buffer and an address of this function's own, as long
+            // as it says, and the kernel writes to the messages alone.
+            let sent = unsafe {
+                libc::sendmmsg(self.socket.as_raw_fd(), left.as_mut_ptr(), left.len() as libc::c_uint, 0)
+            };
+            // It ends before the first message that fails, and with that one's error if that is the first.
+            let (done, result): (usize, fn() -> io::Result<()>) = match usize::try_from(sent) {
+                Ok(sent @ 1..) => (sent, || Ok(())),
+                Ok(0) => (1, || Err(io::ErrorKind::WriteZero.into())),
+                Err(_) => (1, || Err(io::Error::last_os_error())),
+            };
+            let done = done.min(left.len());
+            results.extend(iter::repeat_with(result).take(done));
+            left = left.split_at_mut(done).1;
+        }
     }
 }
 
@@ -79,7 +123,7 @@ impl ArpListener {
         socket.attach_filter(&arp_filter())?;
         set_packet_option(&socket, libc::PACKET_AUXDATA)?;
         set_packet_option(&socket, libc::PACKET_IGNORE_OUTGOING)?;
-        socket.bind(&link_address(index, ETH_P_ALL)?)?;
+        socket.bind(&link_address(index, ETH_P_ALL))?;
         Ok(Self { fd: super::watch(socket.into())? })
     }
 
@@ -125,20 +169,30 @@ fn set_packet_option(socket: &Socket, option: libc::c_int) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The address of an interface on the packet level.
-#[expect(clippy::cast_possible_truncation, reason = "an address family and the size of an address")]
+/// The address of an interface on the packet level, for frames of this type.
+#[expect(clippy::cast_possible_truncation, reason = "an address family")]
+const fn link_level(index: u32, protocol: u16) -> libc::sockaddr_ll {
+    libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as libc::sa_family_t,
+        sll_protocol: protocol.to_be(),
+        // One that the kernel has no room for is an interface that there is not: ENXIO.
+        sll_ifindex: index.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 6,
+        sll_addr: [0; 8],
+    }
+}
+
 /// The address of a packet socket on an interface.
-pub(super) fn link_address(index: u32, protocol: u16) -> io::Result<SockAddr> {
-    let index = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENXIO))?;
+#[expect(clippy::cast_possible_truncation, reason = "the size of an address")]
+pub(super) fn link_address(index: u32, protocol: u16) -> SockAddr {
     let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: `sockaddr_ll` is the address type of AF_PACKET, whose family is stored below.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as libc::sa_family_t;
-    address.sll_protocol = protocol.to_be();
-    address.sll_ifindex = index;
-    address.sll_halen = 6;
-    // SAFETY: family and length are those of the `sockaddr_ll` that was just filled in; the rest is zero.
-    Ok(unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) })
+    // SAFETY: `sockaddr_ll` is the address type of AF_PACKET, whose family it carries; the rest of the storage is zero.
+    unsafe {
+        *storage.view_as::<libc::sockaddr_ll>() = link_level(index, protocol);
+        SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    }
 }
 
 /// Accepts frames whose type, or the type behind one or two tags in the frame, is ARP. A tag that the kernel has
@@ -284,7 +338,7 @@ mod tests {
         let mut lldp = [0; 60];
         lldp[..6].copy_from_slice(&[1, 0x80, 0xc2, 0, 0, 0x0e]);
         lldp[12..14].copy_from_slice(&[0x88, 0xcc]);
-        socket.socket.send_to(&lldp, &link_address(a, 0x88cc).unwrap()).unwrap();
+        socket.socket.send_to(&lldp, &link_address(a, 0x88cc)).unwrap();
         socket.send(a, &Outgoing::probe(MAC, Vlan::UNTAGGED, ADDRESS)).unwrap();
         assert_eq!(listener.recv().await.unwrap().target_ip, ADDRESS);
     }
@@ -303,6 +357,33 @@ mod tests {
         assert_eq!(listener.recv().await.unwrap_err().raw_os_error(), Some(libc::ENETDOWN));
         assert_eq!(socket.send(999, &frame).unwrap_err().raw_os_error(), Some(libc::ENXIO));
         assert_eq!(ArpListener::open(999).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn of_many_frames_each_leaves_or_fails_by_itself_and_in_order() {
+        if !own_network::with(&PAIR) {
+            return;
+        }
+        let (a, b) = (if_nametoindex("a").unwrap(), if_nametoindex("b").unwrap());
+        let socket = ArpSocket::open().unwrap();
+        let mut listener = ArpListener::open(b).unwrap();
+        // More than one call takes, with interfaces that there are not at the ends, together and in between.
+        let count = u32::try_from(2 * SENT_AT_ONCE + 3).unwrap();
+        let missing = |n: u32| matches!(n, 0 | 7 | 8 | 64) || n == count - 1;
+        let to = |n: u32| Ipv4::new((0xc000_0200 + n).to_be_bytes());
+        let frames: Vec<(u32, Outgoing)> = (0..count)
+            .map(|n| (if missing(n) { 999 } else { a }, Outgoing::probe(MAC, Vlan::UNTAGGED, to(n))))
+            .collect();
+        let results = socket.send_all(&frames);
+        assert_eq!(results.len(), frames.len());
+        for (n, result) in (0..).zip(results) {
+            let error = result.err().and_then(|error| error.raw_os_error());
+            assert_eq!(error, missing(n).then_some(libc::ENXIO), "frame {n}");
+            if !missing(n) {
+                assert_eq!(listener.recv().await.unwrap().target_ip, to(n));
+            }
+        }
+        assert!(socket.send_all(&[]).is_empty());
     }
 
     #[test]

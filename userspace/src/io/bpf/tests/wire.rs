@@ -36,7 +36,7 @@ impl Wire {
         let index = if_nametoindex(name).unwrap();
         let protocol = Protocol::from(i32::from(ARP.to_be()));
         let hears = Socket::new(Domain::PACKET, Type::RAW, Some(protocol)).unwrap();
-        hears.bind(&link_address(index, ARP).unwrap()).unwrap();
+        hears.bind(&link_address(index, ARP)).unwrap();
         Self { hears, sends: ArpSocket::open().unwrap(), index }
     }
 
