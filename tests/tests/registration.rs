@@ -158,20 +158,35 @@ fn register_none_wants_a_silent_kernel_and_a_local_route() {
 }
 
 #[test]
-fn register_none_is_given_up_when_its_route_goes() {
+fn register_none_is_given_up_when_its_route_goes_or_its_kernel_begins_to_answer() {
     let net = Net::new(2);
     let host = net.host(0);
     let node = Node::start(host);
-    let address = ip(100);
+    let addresses = [100, 101, 102].map(ip);
     host.ns.sysctl("ipv4/conf/eth0/arp_ignore", "1");
-    host.ns.ip("route add local 10.7.0.100 dev lo");
-    node.cli(&unregistered(&[])).expect(0);
-    host.ns.ip("route delete local 10.7.0.100 dev lo");
-    wait_for("the address to be given up", Duration::from_secs(15), || {
-        node.address(address).is_none_or(|entry| entry["may_answer"] == false).then_some(())
-    });
-    assert_eq!(ask(&net, 0, address), []);
-    assert!(node.log().contains("10.7.0.100"), "not a word in the log:\n{}", node.log());
+    for address in addresses {
+        host.ns.ip(&format!("route add local {address} dev lo"));
+        node.cli(&["online", &format!("{address}/24"), "--iface", "eth0", "--register", "none"]).expect(0);
+    }
+    let wait_given_up = |address: Ipv4Addr| {
+        wait_for("the address to be given up", Duration::from_secs(15), || {
+            node.address(address).is_none_or(|entry| entry["may_answer"] == false).then_some(())
+        });
+        let (log, text) = (node.log(), address.to_string());
+        let said = log.lines().any(|line| line.contains("given up") && line.contains(&text));
+        assert!(said, "not a word of {address} in the log:\n{log}");
+    };
+    // Before the routes have been looked at once, and after, when the daemon knows from the kernel that some have changed.
+    host.ns.ip(&format!("route delete local {} dev lo", addresses[0]));
+    wait_given_up(addresses[0]);
+    assert_eq!(ask(&net, 0, addresses[0]), []);
+    host.ns.ip(&format!("route delete local {} dev lo", addresses[1]));
+    wait_given_up(addresses[1]);
+    assert_eq!(ask(&net, 0, addresses[1]), []);
+    assert_eq!(answers_to(&net, 0, addresses[2]).len(), 1);
+    // No route tells of this.
+    host.ns.sysctl("ipv4/conf/eth0/arp_ignore", "0");
+    wait_given_up(addresses[2]);
 }
 
 #[test]

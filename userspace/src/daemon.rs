@@ -12,7 +12,7 @@ mod start;
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io, mem,
     net::Ipv4Addr,
     rc::Rc,
@@ -49,7 +49,7 @@ use crate::{
         dice::KernelDice,
         link::{self, DisabledOffload, Link, VlanTags},
         memory,
-        netlink::{Changes, Netlink, PIPELINED},
+        netlink::{Changes, Netlink, PIPELINED, routes::RouteChanges},
     },
     protocol::{GroupName, How, Response},
     state_file::{Claimed, StateFile},
@@ -290,6 +290,10 @@ struct Daemon {
     locals: BTreeMap<(Ipv4Addr, u32), u8>,
     /// How many of those each subnet of an interface has, by index, prefix length and network.
     subnets: BTreeMap<(u32, u8, Ipv4Addr), usize>,
+    /// Addresses that are answered without being configured, and were seen to be reached since routes changed last.
+    routed: BTreeSet<AddressKey>,
+    /// Open while there are such addresses.
+    route_changes: Option<RouteChanges>,
     carriers: BTreeMap<u32, Carrier>,
     /// Interfaces that addresses can be on, each with the carrier that sees its frames: itself, or what a VLAN device
     /// stands on.

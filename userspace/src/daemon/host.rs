@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    mem,
     net::Ipv4Addr,
     time::Duration,
 };
@@ -30,7 +31,7 @@ use crate::{
         bpf::{Mode, Presence},
         clock,
         link::{self, Link, Segment, VlanTags},
-        netlink::{self, Change},
+        netlink::{self, Change, routes::RouteChanges},
     },
     protocol::How,
 };
@@ -105,7 +106,7 @@ impl Daemon {
         let path = self.links.get(&carrier).and_then(|link| link.active_member);
         let Some(told) = self.carriers.get_mut(&carrier) else { return Ok(()) };
         told.path = path.unwrap_or(told.path);
-        let before = std::mem::replace(&mut told.ports, ports.clone());
+        let before = mem::replace(&mut told.ports, ports.clone());
         for index in before.keys().filter(|index| !ports.contains_key(index)) {
             self.datapath.remove_port(*index).map_err(Stop::failed)?;
         }
@@ -559,7 +560,7 @@ impl Daemon {
 
     /// An interface that is to carry the program is there (again).
     fn returned(&mut self, link: &Link) {
-        let Some(addresses) = self.awaited.get_mut(&link.name).map(std::mem::take) else { return };
+        let Some(addresses) = self.awaited.get_mut(&link.name).map(mem::take) else { return };
         let carried = find_link(&self.links, &link.name).map(|link| link.index);
         if let Err(stop) = carried.and_then(|index| self.carry(index)) {
             warn!("{:#}; it is tried again when the interface changes", stop.error);
@@ -735,6 +736,8 @@ impl Daemon {
         }
     }
 
+    /// Gives up what is answered for without being configured, and leads nowhere any more. Routes are asked for again only
+    /// when some have changed: there may be one for each of thousands of addresses.
     async fn look_at_routes(&mut self) {
         let unregistered: Vec<AddressKey> = self
             .engine
@@ -746,12 +749,38 @@ impl Daemon {
             })
             .map(|(key, _)| *key)
             .collect();
+        let before = mem::take(&mut self.routed);
+        if unregistered.is_empty() {
+            self.route_changes = None;
+            return;
+        }
+        let changed = match &mut self.route_changes {
+            Some(changes) => changes.any(),
+            None => {
+                // Before they are looked at, so that no change is missed in between.
+                match RouteChanges::open() {
+                    Ok(changes) => self.route_changes = Some(changes),
+                    Err(error) => {
+                        warn!("listening for changes of routes, which are asked for each time: {error}")
+                    }
+                }
+                true
+            }
+        };
+        let interfaces: BTreeSet<u32> = unregistered.iter().map(|key| key.interface).collect();
+        let answering: BTreeSet<u32> = interfaces
+            .into_iter()
+            .filter(|index| !matches!(link::arp_ignore(&self.interface_name(*index)), Ok(1..)))
+            .collect();
         for key in unregistered {
-            if let Some(why) = self.leads_nowhere(&key).await {
+            let doubtful = changed || answering.contains(&key.interface) || !before.contains(&key);
+            if doubtful && let Some(why) = self.leads_nowhere(&key).await {
                 warn!(address = %key.address, "given up, since it is answered but not reached: {why}");
                 let request = self.new_request();
                 self.tell(Input::Offline { request, key, watch: true });
                 self.perform();
+            } else {
+                self.routed.insert(key);
             }
         }
     }

@@ -134,6 +134,8 @@ pub(super) async fn serve(
         links,
         locals: BTreeMap::new(),
         subnets: BTreeMap::new(),
+        routed: BTreeSet::new(),
+        route_changes: None,
         carriers: BTreeMap::new(),
         interfaces: BTreeMap::new(),
         awaited: names.into_iter().map(|name| (name, Vec::new())).collect(),

@@ -37,7 +37,7 @@ mod own_network {
 
     use std::{
         io::{self, Write as _},
-        process::Command,
+        process::{Command, Stdio},
         time::Duration,
     };
 
@@ -98,6 +98,14 @@ mod own_network {
     pub(super) fn ip(arguments: &str) {
         let done = Command::new("ip").args(arguments.split_whitespace()).status().expect("iproute2");
         assert!(done.success(), "ip {arguments}");
+    }
+
+    /// The same with a line of arguments each.
+    pub(super) fn ip_batch(lines: &str) {
+        let mut child =
+            Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2");
+        child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("ip reads");
+        assert!(child.wait().expect("a child").success(), "{lines}");
     }
 
     /// A veth pair `a` and `b`, both up.

@@ -1,6 +1,7 @@
 //! Links and addresses by rtnetlink: what there is, what changes, registration.
 
 pub mod now;
+pub mod routes;
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -822,7 +823,7 @@ mod tests {
     use rtnetlink::packet_route::address::AddressHeader;
 
     use super::{
-        super::own_network::{self, PAIR, ip},
+        super::own_network::{self, PAIR, ip, ip_batch},
         now::link_now,
         *,
     };
@@ -1131,11 +1132,7 @@ mod tests {
         let index = if_nametoindex("a").unwrap();
         let (netlink, mut changes) = Netlink::with_buffer(4_096).unwrap();
         let batch: String = (1..=200).map(|n| format!("address add 192.0.2.{n}/32 dev a\n")).collect();
-        let file = std::env::temp_dir().join(format!("awi-batch-{}", std::process::id()));
-        fs::write(&file, batch).unwrap();
-        // Blocks the runtime, so that nobody reads meanwhile.
-        ip(&format!("-batch {}", file.display()));
-        fs::remove_file(&file).unwrap();
+        ip_batch(&batch);
         while changes.next().await.unwrap() != Change::Overrun {}
         assert_eq!(here(&netlink).await.len(), 200);
         netlink.delete_address(index, address(7), 32).await.unwrap();
