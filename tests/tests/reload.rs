@@ -238,6 +238,34 @@ fn a_group_that_answers_is_changed_and_those_that_stay_are_answered_on_and_flip_
     }
 }
 
+#[test]
+fn one_that_joins_a_group_may_answer_no_longer_than_the_others() {
+    let net = Net::new(2);
+    let web = |last: u8| address(last, "group = \"web\"");
+    let text = |addresses: &[String]| HEAD.to_owned() + "lease = 3000\n" + &addresses.concat();
+    let (node, file) = started_from(&net, &text(&[web(100)]));
+    is_ours(&node, 100);
+    node.cli(&["renew", "@web", "--lease", "300"]).expect(0);
+    file.write_text(&text(&[web(100), web(101)]));
+    node.cli(&["reload"]).expect(0).naming("10.7.0.101 on eth0: online");
+    let status = node.status();
+    let left = |last: u8| {
+        let entries = status["addresses"].as_array().expect("addresses");
+        let entry = entries.iter().find(|entry| entry["address"] == ip(last).to_string());
+        entry.expect("managed")["lease_left"].as_f64().expect("a lease")
+    };
+    assert!(left(101) <= left(100), "{} s and {} s", left(101), left(100));
+    // Both are past it at once, and both are claimed anew then.
+    node.cli(&["renew", "@web", "--lease", "0.5"]).expect(0);
+    for last in [100, 101] {
+        node.wait_for_state(ip(last), "suspended", ms(5_000));
+    }
+    node.cli(&["online", "@web"]).expect(0);
+    let (wire, tap) = (net.host(1).wire(), net.tap(0));
+    let asked = [100, 101].map(|last| ask(&wire, ip(last)));
+    Answers::among(&settled(&wire, node.host.ip, &tap)).one_each(&asked);
+}
+
 /// What a tap has seen of the answers of host 0, whose daemon may be dead.
 fn answers_of(net: &Net, tap: Tapped) -> Answers {
     Answers::among(&tap.settled(&net.host(1).wire(), net.host(0).ip))
