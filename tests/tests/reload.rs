@@ -307,3 +307,34 @@ fn a_daemon_killed_while_it_brings_a_group_online_leaves_none_of_it_and_the_next
     let asked = members.map(|last| ask(&wire, ip(last)));
     Answers::among(&settled(&wire, node.host.ip, &tap)).one_each(&asked);
 }
+
+#[test]
+fn a_daemon_killed_while_two_join_a_group_goes_on_answering_and_the_next_one_adds_both_or_none() {
+    let net = Net::new(2);
+    let ns = &net.host(0).ns;
+    let web = |last: u8| address(last, "group = \"web\"");
+    let (mut node, file) = started(&net, &[web(100)]);
+    is_ours(&node, 100);
+    let slow = address(103, "group = \"web\"\nprofile = \"rfc5227\"");
+    file.write(&[web(100), web(102), slow]);
+    let flood = Flood::start(net.host(1), &[100, 102].map(ip), ms(1), [net.tap(0)]);
+    let change = node.begin(&["reload"]);
+    wait_for("one to be held", ms(5_000), || has_address(ns, ip(102)).then_some(()));
+    assert_eq!(node.state(ip(103)).as_deref(), Some("probing"));
+    node.kill();
+    drop(change);
+    net.host(1).ns.ip("address add 10.7.0.103/24 dev eth0");
+    node.run(&["--config", file.path()]);
+    node.wait_for_state(ip(103), "refused", ms(10_000));
+    is_gone(&node, 102);
+    let Flooded { asked, taps: [tap] } = flood.stop();
+    let answers = answers_of(&net, tap);
+    answers.one_each(to(&asked, 100));
+    answers.none(to(&asked, 102));
+
+    net.host(1).ns.ip("address delete 10.7.0.103/24 dev eth0");
+    node.cli(&["online", "@web"]).expect(0);
+    for last in [100, 102, 103] {
+        is_ours(&node, last);
+    }
+}
