@@ -130,6 +130,34 @@ fn an_interface_with_something_claimed_by_hand_stays_until_that_has_gone() {
 }
 
 #[test]
+fn an_interface_that_is_not_there_is_not_added_nor_half_of_a_group_that_needs_it() {
+    let net = Net::new(2);
+    let (node, file) = started(&net, &[address(100, "")]);
+    is_ours(&node, 100);
+    let web = "group = \"web\"";
+    let group = [address(101, web), address_there(100, web)].concat();
+    file.write_text(&[HEAD, &eth1("native"), &address(100, ""), &address(102, ""), &group].concat());
+    let refused = node.cli(&["reload"]).expect(1).naming("interface eth1: not added");
+    assert!(line(&refused, 101).contains("not added"), "{refused:?}");
+    let refused = refused.naming("10.8.0.100 on eth1: not added");
+    // All else of the file counts.
+    refused.naming("10.7.0.102 on eth0: online");
+    assert_eq!((node.state(ip(101)), node.state(THERE)), (None, None));
+    node.cli(&["reload"]).expect(1).naming("interface eth1: not added");
+
+    let _pass = second_cable(&net);
+    let done = wait_for("the daemon to see the interface", ms(5_000), || {
+        Some(node.cli(&["reload"])).filter(|done| done.code == 0)
+    });
+    let done = done.naming("interface eth1: added").naming("10.7.0.101 on eth0: online");
+    done.naming("10.8.0.100 on eth1: online");
+    is_ours(&node, 101);
+    for last in [100, 102] {
+        is_ours(&node, last);
+    }
+}
+
+#[test]
 fn the_group_that_may_use_the_socket_changes_at_once_and_one_that_does_not_exist_changes_nothing() {
     let net = Net::new(1);
     let text = |group: &str| HEAD.replace("native\"\n", &format!("native\"\n{group}\n"));

@@ -312,6 +312,23 @@ impl Daemon {
                 let why = (Exit::Failed, "not added: its interface was not".to_owned());
                 client.result(*address, Some(interface), why);
             }
+            // What is new of a group waits for all of it.
+            let groups: BTreeSet<GroupName> = lost.values().filter_map(|address| address.how.group).collect();
+            file.addresses.retain(|place, address| {
+                let Some(group) = address.how.group.filter(|group| groups.contains(group)) else {
+                    return true;
+                };
+                let old = before.addresses.get(place);
+                if old != Some(address) {
+                    let what = if old.is_some() { "changed" } else { "added" };
+                    let why = format!("not {what}: its group '{group}' goes online as a whole or not at all");
+                    client.result(place.1, Some(&place.0), (Exit::Failed, why));
+                }
+                if let Some(old) = old {
+                    address.clone_from(old);
+                }
+                old.is_some()
+            });
             self.settings.file = file.clone();
         }
         if let Err(stop) = self.tell_allowed() {
