@@ -9,7 +9,7 @@ use std::{
 
 use arpwarden_common::{abi::Group, state::State};
 use arpwarden_tests::{
-    config_file::{HEAD, address, is_ours, started, started_from},
+    config_file::{ConfigFile, HEAD, address, is_ours, started, started_from},
     flood::{Answers, Asked, Flood, Flooded, Tapped, ask, settled},
     for_all::ForAll,
     kernel::{Groups, Slots, XdpPass, egress_programs, ingress_programs},
@@ -197,6 +197,35 @@ fn the_group_that_may_use_the_socket_changes_at_once_and_one_that_does_not_exist
     node.cli(&["reload"]).expect(0).naming("daemon.socket_group: changed");
     assert_eq!(socket(), (0, 0, 0o600));
     member(&second, 5);
+}
+
+#[test]
+fn what_run_was_told_goes_before_a_changed_file_and_reload_says_so() {
+    let net = Net::new(1);
+    let mut node = Node::new(net.host(0));
+    let file = ConfigFile::new(&node);
+    let text = HEAD.replace("native\"\n", "native\"\nsocket_group = \"daemon\"\non_exit = \"keep\"\n");
+    file.write_text(&text.replace("\"eth0\"\n", "\"eth0\"\npace = \"inspected\"\n"));
+    let options = ["--iface", "eth0", "--socket-group", "nogroup", "--on-exit", "release"];
+    node.run(&[&["--config", file.path()], &options[..]].concat());
+    let group = || fs::metadata(node.folder().join("control.sock")).expect("a socket").gid();
+    let before = group();
+    file.write_text(&HEAD.replace("[[interface]]\nname = \"eth0\"\n", ""));
+    let done = node.cli(&["reload"]).expect(0).naming("interface eth0: changed").naming("--iface");
+    done.naming("daemon.socket_group: changed in the file; --socket-group").naming("--on-exit");
+    assert_eq!(group(), before);
+    // Ten frames a second would take six for these.
+    let tap = net.tap(0);
+    let many: String = (100..160).map(|last| format!("{}/24\n", ip(last))).collect();
+    let unchecked = ["online", "-", "--iface", "eth0", "--claim", "immediate", "--check", "0"];
+    node.cli_with_input(&unchecked, &many).expect(0);
+    let sent: Vec<u64> =
+        tap.drain().iter().filter(|frame| !frame.outgoing).map(|frame| frame.boot_ns).collect();
+    let lasted_ns = sent[59] - sent[0];
+    assert!(lasted_ns < 3_000_000_000, "{lasted_ns} ns");
+    node.signal(libc::SIGTERM);
+    assert_eq!(node.wait_for_end(ms(15_000)), 0);
+    assert!(!node.pins().exists(), "released, as run was told");
 }
 
 #[test]
