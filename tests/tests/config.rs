@@ -1,9 +1,10 @@
 //! The configuration file: a start from it, `check`, `reload` and SIGHUP, and groups that go online as a whole.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{fs, net::Ipv4Addr, process::Command};
 
 use arpwarden_common::wire::arp::Form;
 use arpwarden_tests::{
+    config_file::{ConfigFile, HEAD, address, is_ours, started, started_from},
     flood::{Answers, ask, settled},
     ms,
     netns::{Net, ip},
@@ -13,56 +14,9 @@ use arpwarden_tests::{
     wire::{Captured, announcement, boot_ns, bytes, probe},
 };
 
-const HEAD: &str =
-    "[daemon]\nattach = \"native\"\n[[interface]]\nname = \"eth0\"\n[[group]]\nname = \"web\"\n";
-
-fn address(last: u8, more: &str) -> String {
-    format!("[[address]]\naddress = \"{}/24\"\ninterface = \"eth0\"\n{more}\n", ip(last))
-}
-
-/// A configuration file that goes with the value.
-struct File(PathBuf);
-
-impl File {
-    fn new(node: &Node) -> Self {
-        Self(std::env::temp_dir().join(format!("{}.toml", node.instance)))
-    }
-
-    fn write(&self, addresses: &[String]) {
-        self.write_allowing("", addresses);
-    }
-
-    /// The same with a list of MACs that may claim on the interface.
-    fn write_allowing(&self, macs: &str, addresses: &[String]) {
-        let head = HEAD.replace("\"eth0\"\n", &format!("\"eth0\"\nallow = [{macs}]\n"));
-        fs::write(&self.0, head + &addresses.concat()).expect("a file in the folder for such");
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("an ordinary path")
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// A daemon that was started from this file.
-fn started<'net>(net: &'net Net, addresses: &[String]) -> (Node<'net>, File) {
-    let mut node = Node::new(net.host(0));
-    let file = File::new(&node);
-    file.write(addresses);
-    node.run(&["--config", file.path()]);
-    (node, file)
-}
-
-fn is_ours(node: &Node, last: u8) {
-    wait_for("the address to be ours", ms(5_000), || {
-        node.address(ip(last)).filter(|there| there["may_answer"] == true)
-    });
-    assert!(has_address(&node.host.ns, ip(last)), "{last}");
+/// The file with a list of MACs that may claim on the interface, and no address.
+fn write_allowing(file: &ConfigFile, macs: &str) {
+    file.write_text(&HEAD.replace("\"eth0\"\n", &format!("\"eth0\"\nallow = [{macs}]\n")));
 }
 
 /// Probes for an address on the wire.
@@ -178,8 +132,7 @@ fn a_broken_file_changes_nothing_and_says_why() {
     assert_eq!((node.state(ip(101)), node.state(ip(100)).is_some()), (None, true));
     // Nor does what can't be changed while it runs; the rest of that file counts.
     file.write(&[address(100, ""), address(101, "")]);
-    let text = fs::read_to_string(&file.0).expect("it").replace("native", "generic");
-    fs::write(&file.0, text).expect("written");
+    file.write_text(&file.text().replace("native", "generic"));
     node.cli(&["reload"]).expect(1).naming("daemon.attach: not changed").naming("10.7.0.101 on eth0: online");
     assert_eq!(node.status()["interfaces"][0]["attach_mode"], "native");
     node.kill();
@@ -261,7 +214,7 @@ fn who_is_on_the_list_may_claim_and_is_recorded_and_whoever_is_taken_off_it_is_a
     let (node, file) = started(&net, &[]);
     node.try_online(100, &[]).expect(3).naming(proxy.mac);
 
-    file.write_allowing(&format!("\"{}\"", proxy.mac), &[]);
+    write_allowing(&file, &format!("\"{}\"", proxy.mac));
     node.cli(&["reload"]).expect(0).naming("interface eth0: changed");
     let address = node.online(100);
     node.wait_for_state(address, "online", ms(10_000));
@@ -296,12 +249,8 @@ fn who_is_on_the_list_may_claim_and_is_recorded_and_whoever_is_taken_off_it_is_a
 #[test]
 fn an_inspected_interface_sends_ten_frames_a_second_and_how_long_that_takes_is_said_beforehand() {
     let net = Net::new(1);
-    let mut node = Node::new(net.host(0));
-    let file = File::new(&node);
-    file.write(&[]);
-    let text = fs::read_to_string(&file.0).expect("just written");
-    fs::write(&file.0, text.replace("\"eth0\"\n", "\"eth0\"\npace = \"inspected\"\n")).expect("a file");
-    node.run(&["--config", file.path()]);
+    let text = HEAD.replace("\"eth0\"\n", "\"eth0\"\npace = \"inspected\"\n");
+    let (node, _file) = started_from(&net, &text);
     let tap = net.tap(0);
     let many: String = (100..112).map(|last| format!("{}/24\n", ip(last))).collect();
     let unchecked = ["online", "-", "--iface", "eth0", "--claim", "immediate", "--check", "0"];

@@ -4,14 +4,14 @@ use std::{
     fs,
     os::{fd::AsFd as _, unix::fs::PermissionsExt},
     path::PathBuf,
-    process::Command,
 };
 
 use arpwarden_tests::{
+    for_all::ForAll,
     kernel::{XdpPass, attach_egress, attach_ingress, egress_programs, ingress_programs},
     ms,
     netns::{Host, Net, ip},
-    node::{Done, Node, finish, program},
+    node::{Done, Node},
     prog_run::tc_pass,
     tools::{arping, has_address, snapshot, xdp_program},
     wait_for,
@@ -249,35 +249,6 @@ fn attach_now_puts_the_program_on_an_interface_and_a_foreign_one_there_is_named(
     };
     assert!(carries("eth0") && carries("a7") && !carries("c7"), "{status}");
     assert_eq!(node.address("10.7.9.100").expect("managed")["may_answer"], true);
-}
-
-/// A copy of the program that everybody may run, wherever the original is.
-struct ForAll(PathBuf);
-
-impl ForAll {
-    fn new(node: &Node) -> Self {
-        let copy = std::env::temp_dir().join(format!("{}-program", node.instance));
-        // A debug build has a hundred megabytes: another name for it is enough where that can be.
-        if fs::hard_link(program(), &copy).is_err() {
-            fs::copy(program(), &copy).expect("a copy of the program");
-        }
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("permissions");
-        Self(copy)
-    }
-
-    /// Runs it with these arguments of setpriv in front.
-    fn run(&self, node: &Node, less: &[&str], arguments: &[&str]) -> Done {
-        let mut command: Command = node.host.ns.command("setpriv");
-        command.args(less).arg(&self.0).args(["--instance", &node.instance]).args(arguments);
-        finish(&mut command, "")
-    }
-}
-
-impl Drop for ForAll {
-    fn drop(&mut self) {
-        // In the folder for temporary files; a leftover harms nobody.
-        drop(fs::remove_file(&self.0));
-    }
 }
 
 const AS_NOBODY: [&str; 5] = ["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"];

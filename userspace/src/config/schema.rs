@@ -503,7 +503,8 @@ pub static DAEMON: Section = Section {
 pub static INTERFACE: Section = Section {
     name: "interface",
     many: true,
-    about: "An interface to answer on.",
+    about: "An interface to answer on. Where `reload` finds it new the program is attached then, which may bounce its link as at a \
+            start.",
     keys: &[
         key("name", Kind::Interface, Change::Name, "Which one.").required(),
         key("attach", Kind::Choice(words::<Attach>), Change::Restart, "How the program is attached here.").otherwise(AS_DAEMON),

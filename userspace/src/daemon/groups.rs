@@ -237,7 +237,9 @@ impl Daemon {
             let spec = address.how.spec(address.cidr.prefix_length());
             // Nobody waits at a terminal for a link that is down when the daemon starts.
             let wait = self.patience(&key, spec.wait);
-            let spec = OnlineSpec { adopt, wait, joint: !adopt, ..spec };
+            // One that joins others is past with them: else it would be taken for answered when none of them is.
+            let lease = [spec.lease, self.group_lease_left(name)].into_iter().flatten().min();
+            let spec = OnlineSpec { adopt, lease, wait, joint: !adopt, ..spec };
             let pending =
                 Pending { joint: Some(name), warning, ..Pending::new(client, key, Verb::Online(spec)) };
             self.submit(pending, |request| Input::Online { request, key, spec });

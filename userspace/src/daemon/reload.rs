@@ -225,13 +225,19 @@ impl Daemon {
             refuse("log", "the program is loaded for one level");
             new.log = old.log;
         }
+        let changed = |key: &str, option: &str, given: bool| {
+            let but =
+                if given { format!(" in the file; {option} of 'run' goes before it") } else { String::new() };
+            client.note(Exit::Done, format!("daemon.{key}: changed{but}"));
+        };
+        let (on_exit, users) = (self.settings.flags.on_exit, self.settings.flags.socket_group.clone());
         if old.on_exit != new.on_exit {
-            client.note(Exit::Done, "daemon.on_exit: changed".to_owned());
+            changed("on_exit", "--on-exit", on_exit.is_some());
         }
         if old.socket_group != new.socket_group {
             self.settings.file.daemon.socket_group.clone_from(&new.socket_group);
             match self.give_socket_to_group() {
-                Ok(()) => client.note(Exit::Done, "daemon.socket_group: changed".to_owned()),
+                Ok(()) => changed("socket_group", "--socket-group", users.is_some()),
                 Err(why) => {
                     client.note(Exit::Failed, format!("daemon.socket_group: not changed: {why}"));
                     new.socket_group = old.socket_group;
@@ -285,11 +291,7 @@ impl Daemon {
             let carried = found.and_then(|index| self.carry(index).map(|()| index));
             match carried {
                 Ok(index) => {
-                    let told = self.interfaces.get(&index).copied().map(|carrier| self.tell_ports(carrier));
-                    if let Some(Err(stop)) = told {
-                        client.note(stop.exit, format!("interface {name}: {:#}", stop.error));
-                    }
-                    self.tell_interface(index);
+                    self.tell_section(&client, name, index);
                     let what = if old.is_some() { "changed" } else { "added" };
                     client.note(Exit::Done, format!("interface {name}: {what}"));
                 }
@@ -312,6 +314,23 @@ impl Daemon {
                 let why = (Exit::Failed, "not added: its interface was not".to_owned());
                 client.result(*address, Some(interface), why);
             }
+            // What is new of a group waits for all of it.
+            let groups: BTreeSet<GroupName> = lost.values().filter_map(|address| address.how.group).collect();
+            file.addresses.retain(|place, address| {
+                let Some(group) = address.how.group.filter(|group| groups.contains(group)) else {
+                    return true;
+                };
+                let old = before.addresses.get(place);
+                if old != Some(address) {
+                    let what = if old.is_some() { "changed" } else { "added" };
+                    let why = format!("not {what}: its group '{group}' goes online as a whole or not at all");
+                    client.result(place.1, Some(&place.0), (Exit::Failed, why));
+                }
+                if let Some(old) = old {
+                    address.clone_from(old);
+                }
+                old.is_some()
+            });
             self.settings.file = file.clone();
         }
         if let Err(stop) = self.tell_allowed() {
@@ -320,8 +339,23 @@ impl Daemon {
         for name in before.interfaces.keys().filter(|name| !file.interfaces.contains_key(*name)) {
             if !self.settings.flags.interfaces.contains(name) {
                 changing.then.push(Step::Leave(name.clone()));
+                continue;
             }
+            if let Some(index) = link::find(name, &self.links).ok().map(|link| link.index) {
+                self.tell_section(&client, name, index);
+            }
+            let why = "changed: as without a section; --iface of 'run' names it, so it stays";
+            client.note(Exit::Done, format!("interface {name}: {why}"));
         }
+    }
+
+    /// Tells the program and the engine what the file says of an interface.
+    fn tell_section(&mut self, client: &Client, name: &str, index: u32) {
+        let told = self.interfaces.get(&index).copied().map(|carrier| self.tell_ports(carrier));
+        if let Some(Err(stop)) = told {
+            client.note(stop.exit, format!("interface {name}: {:#}", stop.error));
+        }
+        self.tell_interface(index);
     }
 
     /// Gives an address up.

@@ -7,7 +7,11 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use arpwarden_common::{abi::AddressKey, net::Vlan, state::StateWord};
+use arpwarden_common::{
+    abi::AddressKey,
+    net::Vlan,
+    state::{State, StateWord},
+};
 use arpwarden_engine::{
     Engine, Input, MonoTime,
     input::{Claimant, Kept, Owner},
@@ -294,13 +298,17 @@ impl Daemon {
                         }
                     }
                 }
+                // All of the group were being given up, or claimed; or some were to join others. Who belongs to such a claim
+                // is not known any more, so none of it goes on alone: the file says what is claimed anew.
+                let joins = number != 0
+                    && kept.word.is(State::Probing)
+                    && left.claimed(&key).is_some_and(|claimed| claimed.from_file);
                 let marked = marked.get(&(key.interface, key.address.into())).copied();
                 let kept = self.kept(&kept, left, marked);
                 #[cfg(feature = "omit")]
                 let kept = self.taken_for_ours(key, kept);
                 self.tell(Input::Adopt { key, kept });
-                if self.is_silenced(number) {
-                    // All of the group were being given up.
+                if joins || self.is_silenced(number) {
                     let request = self.new_request();
                     self.tell(Input::Offline { request, key, watch: false });
                 }
@@ -354,7 +362,6 @@ impl Daemon {
     /// What is kept, as if nothing had become of it.
     #[cfg(feature = "omit")]
     fn taken_for_ours(&mut self, key: AddressKey, kept: Kept) -> Kept {
-        use arpwarden_common::state::State;
         if crate::omit::omission() != Some(crate::omit::Omission::Adoption) {
             return kept;
         }
