@@ -43,6 +43,8 @@ pub(crate) fn all_online(node: &Node<'_>, count: usize) {
         }
         done.then_some(())
     });
+    // Behind the last answer the daemon moves its memory together: it answers again when it has.
+    node.status();
 }
 
 /// A host for addresses that are answered without being configured: its kernel must not answer beside us.
