@@ -214,15 +214,15 @@ fn what_run_was_told_goes_before_a_changed_file_and_reload_says_so() {
     let done = node.cli(&["reload"]).expect(0).naming("interface eth0: changed").naming("--iface");
     done.naming("daemon.socket_group: changed in the file; --socket-group").naming("--on-exit");
     assert_eq!(group(), before);
-    // Ten frames a second would take six for these.
+    // At ten frames a second these take fifteen at least; without that bound far less, however busy the machine is.
     let tap = net.tap(0);
-    let many: String = (100..160).map(|last| format!("{}/24\n", ip(last))).collect();
+    let many: String = (100..250).map(|last| format!("{}/24\n", ip(last))).collect();
     let unchecked = ["online", "-", "--iface", "eth0", "--claim", "immediate", "--check", "0"];
     node.cli_with_input(&unchecked, &many).expect(0);
     let sent: Vec<u64> =
         tap.drain().iter().filter(|frame| !frame.outgoing).map(|frame| frame.boot_ns).collect();
-    let lasted_ns = sent[59] - sent[0];
-    assert!(lasted_ns < 3_000_000_000, "{lasted_ns} ns");
+    let lasted_ns = sent[149] - sent[0];
+    assert!(lasted_ns < 10_000_000_000, "{lasted_ns} ns");
     node.signal(libc::SIGTERM);
     assert_eq!(node.wait_for_end(ms(15_000)), 0);
     assert!(!node.pins().exists(), "released, as run was told");
