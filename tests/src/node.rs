@@ -2,8 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{self, BufRead, BufReader},
     net::Ipv4Addr,
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -113,30 +114,23 @@ impl<'net> Node<'net> {
     /// # Panics
     /// If it ends or does not listen in time, with its log.
     pub fn run(&mut self, arguments: &[&str]) {
-        let socket = self.folder().join("control.sock");
-        // A socket of a killed daemon says nothing about the next one: the file must be a new one.
-        let before = identity(&socket);
         self.spawn(arguments);
-        self.wait_for_socket(before);
+        self.wait_until_it_listens();
     }
 
-    /// Waits until the daemon listens that [`Node::spawn`] started as the instance's first.
+    /// Waits until the daemon listens that [`Node::spawn`] started.
     ///
     /// # Panics
     /// If it ends or does not listen in time, with its log.
     pub fn wait_until_it_listens(&mut self) {
-        self.wait_for_socket(None);
-    }
-
-    /// Waits for the control socket, which has to be another one than `before`.
-    fn wait_for_socket(&mut self, before: Option<(u64, i64, i64)>) {
         let socket = self.folder().join("control.sock");
         wait_for("the control socket", START, || {
             let daemon = self.daemon.as_mut().expect("just started");
             if let Some(status) = daemon.try_wait().expect("a child") {
                 panic!("the daemon ended with {status} before it listened; its log:\n{}", self.log());
             }
-            identity(&socket).filter(|now| Some(*now) != before)
+            // A socket that a killed daemon has left is there as well, until the next one takes it away.
+            listens(daemon.id(), &socket).then_some(())
         });
     }
 
@@ -469,11 +463,23 @@ impl Drop for Events {
     }
 }
 
-/// Tells a file from one that had its name before. The number of an inode alone does not: file systems give it out again.
-fn identity(path: &Path) -> Option<(u64, i64, i64)> {
-    use std::os::unix::fs::MetadataExt;
-    let file = fs::symlink_metadata(path).ok()?;
-    Some((file.ino(), file.ctime(), file.ctime_nsec()))
+/// Whether it is the process with this id that listens at `socket`.
+fn listens(process: u32, socket: &Path) -> bool {
+    let Ok(stream) = UnixStream::connect(socket) else { return false };
+    let mut listener = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = libc::socklen_t::try_from(size_of_val(&listener)).expect("a small struct");
+    // SAFETY: pointer and length belong to `listener`, alive during the call; the descriptor is open.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut listener).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(done, 0, "asking who listens: {}", io::Error::last_os_error());
+    u32::try_from(listener.pid) == Ok(process)
 }
 
 /// Removes what tests that were killed have left: runtime folders, pins, logs, copies of the program.
