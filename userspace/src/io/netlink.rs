@@ -1132,6 +1132,7 @@ mod tests {
         let index = if_nametoindex("a").unwrap();
         let (netlink, mut changes) = Netlink::with_buffer(4_096).unwrap();
         let batch: String = (1..=200).map(|n| format!("address add 192.0.2.{n}/32 dev a\n")).collect();
+        // Blocks the runtime, so that nobody reads meanwhile.
         ip_batch(&batch);
         while changes.next().await.unwrap() != Change::Overrun {}
         assert_eq!(here(&netlink).await.len(), 200);

@@ -32,8 +32,11 @@ impl RouteChanges {
             match self.0.recv(&mut &mut nothing[..], libc::MSG_TRUNC) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return any,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // ENOBUFS: there were more than wait for us; it is told once.
-                Ok(_) | Err(_) => any = true,
+                Ok(_) => any = true,
+                // There were more than wait for us, which is told once; those that do are still there.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => any = true,
+                // To ask once more might go on for ever.
+                Err(_) => return true,
             }
         }
     }
