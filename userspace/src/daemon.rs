@@ -631,6 +631,10 @@ impl Daemon {
                     self.order(Order::Deregister(key, prefix_length))
                 }
                 Action::Send { key, purpose, frame } => {
+                    if let Err(why) = self.may_leave(&key, purpose, &frame) {
+                        self.sent(key, purpose, frame, Err(why));
+                        continue;
+                    }
                     self.leaving.push(Leaving { key, purpose, frame });
                     // What mends caches waits for nothing.
                     if matches!(purpose, Purpose::Defence | Purpose::Repair)
@@ -668,39 +672,42 @@ impl Daemon {
     fn send(&mut self) {
         let leaving = mem::take(&mut self.leaving);
         let now = clock::now();
-        let mut results: Vec<Result<(), String>> =
-            leaving.iter().map(|leaving| self.may_leave(leaving, now)).collect();
-        let allowed: Vec<(u32, Outgoing)> = leaving
-            .iter()
-            .zip(&results)
-            .filter(|(_, result)| result.is_ok() && !self.observe)
-            .map(|(Leaving { key, frame, .. }, _)| (key.interface, *frame))
-            .collect();
-        let sent = self.socket.send_all(&allowed);
-        for ((result, leaving), sent) in
-            results.iter_mut().zip(&leaving).filter(|(result, _)| result.is_ok()).zip(sent)
-        {
-            *result = sent.map_err(|error| {
-                format!("sending on {} failed: {error}", self.interface_name(leaving.key.interface))
-            });
-        }
+        let results = if self.observe {
+            leaving.iter().map(|_| Ok(())).collect()
+        } else {
+            let frames: Vec<(u32, Outgoing)> =
+                leaving.iter().map(|Leaving { key, frame, .. }| (key.interface, *frame)).collect();
+            self.socket.send_all(&frames)
+        };
         for (Leaving { key, purpose, frame }, result) in leaving.into_iter().zip(results) {
-            match &result {
-                Ok(()) => self.has_left(key, purpose, &frame, now),
-                Err(error) => debug!(address = %key.address, ?purpose, "{error}"),
+            let result = result.map_err(|error| {
+                format!("sending on {} failed: {error}", self.interface_name(key.interface))
+            });
+            if result.is_ok() {
+                self.has_left(key, purpose, &frame, now);
             }
-            self.tell(Input::Sent { key, purpose, frame, result });
+            self.sent(key, purpose, frame, result);
         }
     }
 
+    /// Tells the engine what became of a frame.
+    fn sent(&mut self, key: AddressKey, purpose: Purpose, frame: Outgoing, result: Result<(), String>) {
+        if let Err(error) = &result {
+            debug!(address = %key.address, ?purpose, "{error}");
+        }
+        self.tell(Input::Sent { key, purpose, frame, result });
+    }
+
     /// Why a frame is not sent, if it is not.
-    fn may_leave(&mut self, Leaving { key, purpose, frame }: &Leaving, now: MonoTime) -> Result<(), String> {
+    fn may_leave(&mut self, key: &AddressKey, purpose: Purpose, frame: &Outgoing) -> Result<(), String> {
         if self.observe {
             info!(address = %key.address, ?purpose, target = %frame.target_ip, "would be sent");
             return Ok(());
         }
         // The program defends as well; whoever takes the permit does.
-        if *purpose == Purpose::Defence && !self.datapath.take_defence(key, now.0, defence::INTERVAL_NS) {
+        if purpose == Purpose::Defence
+            && !self.datapath.take_defence(key, clock::now().0, defence::INTERVAL_NS)
+        {
             return Err("the program has defended it in this interval".to_owned());
         }
         Ok(())

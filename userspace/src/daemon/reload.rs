@@ -230,14 +230,15 @@ impl Daemon {
                 if given { format!(" in the file; {option} of 'run' goes before it") } else { String::new() };
             client.note(Exit::Done, format!("daemon.{key}: changed{but}"));
         };
-        let (on_exit, users) = (self.settings.flags.on_exit, self.settings.flags.socket_group.clone());
+        let flags = &self.settings.flags;
+        let (on_exit, users) = (flags.on_exit.is_some(), flags.socket_group.is_some());
         if old.on_exit != new.on_exit {
-            changed("on_exit", "--on-exit", on_exit.is_some());
+            changed("on_exit", "--on-exit", on_exit);
         }
         if old.socket_group != new.socket_group {
             self.settings.file.daemon.socket_group.clone_from(&new.socket_group);
             match self.give_socket_to_group() {
-                Ok(()) => changed("socket_group", "--socket-group", users.is_some()),
+                Ok(()) => changed("socket_group", "--socket-group", users),
                 Err(why) => {
                     client.note(Exit::Failed, format!("daemon.socket_group: not changed: {why}"));
                     new.socket_group = old.socket_group;
